@@ -49,8 +49,11 @@ class CMakeBuild(build_py):
                 '"pip install ." once and work from the source folder, which comes first there.')
         build = Path(self.get_finalized_command('build').build_temp).resolve() / 'cmake'
         stage = build / 'stage'
-        # The cache names the environment of the last build, which pip may have removed since.
-        shutil.rmtree(build, ignore_errors=True)
+        modules = Path(self.build_lib) / NAME
+        # CMake's cache names the environment of the last build, which pip may have removed since;
+        # and a module that was deleted since must not come back from there.
+        for leftover in (build, modules):
+            shutil.rmtree(leftover, ignore_errors=True)
 
         prefix = str(ros_wheels_prefix())
         env = dict(os.environ)
@@ -64,9 +67,8 @@ class CMakeBuild(build_py):
                 ['--install', str(build)]):
             subprocess.run(['cmake', *arguments], env=env, check=True)
 
-        modules, = stage.glob(f'lib/python3*/site-packages/{NAME}')
-        shutil.copytree(modules, Path(self.build_lib) / NAME, dirs_exist_ok=True,
-                        ignore=shutil.ignore_patterns('__pycache__', '*.c'))
+        installed, = stage.glob(f'lib/python3*/site-packages/{NAME}')
+        shutil.copytree(installed, modules, ignore=shutil.ignore_patterns('__pycache__', '*.c'))
         self.distribution.data_files = list(data_files(stage))
 
 

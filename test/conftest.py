@@ -50,8 +50,8 @@ def check_library_path() -> None:
 
 check_library_path()
 if 'rclpy' in sys.modules:
-    raise RuntimeError('rclpy was imported before test/conftest.py, too early to choose its domain '
-                       'and log folder; which pytest plugin (-p) does that?')
+    raise RuntimeError('rclpy was imported before test/conftest.py, too early to choose its '
+                       'domain and log folder; which pytest plugin (-p) does that?')
 if 'ROS_DOMAIN_ID' not in os.environ:
     _domain_id, _domain_holder = claim_domain_id()
     os.environ['ROS_DOMAIN_ID'] = str(_domain_id)
