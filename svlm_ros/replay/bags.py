@@ -5,9 +5,7 @@ Not for: ROS (no rclpy here; rosbags reads and writes sqlite3 and MCAP) or decod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-import os
 from pathlib import Path
-import sys
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +16,7 @@ from rosbags.typesys import get_types_from_msg, get_typestore, Stores
 from rosbags.typesys.store import Typestore
 
 from svlm_ros.messages import Fields, NANOSECONDS
+from svlm_ros.share import share_file
 
 RAW_TYPE = 'sensor_msgs/msg/Image'
 COMPRESSED_TYPE = 'sensor_msgs/msg/CompressedImage'
@@ -192,30 +191,12 @@ def read_images(reader: Reader, cameras: Sequence[Camera]) -> Iterator[BagImage 
                        message.header.frame_id, message)
 
 
-def find_interface(name: str) -> Path:
-    """Return the file of one of this package's messages, `msg/Answer.msg`.
-
-    Looks in the source tree, beside the installed package (every layout keeps share/ in a folder
-    above it), and in the ament index.
-
-    :raises BagError: it is nowhere.
-    """
-    package = Path(__file__).resolve().parents[1]
-    ament = filter(None, os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep))
-    prefixes = [*package.parents, Path(sys.prefix), *map(Path, ament)]
-    shared = [prefix / 'share/svlm_ros' / name for prefix in prefixes]
-    for path in [package.parent / name, *shared]:
-        if path.is_file():
-            return path
-    raise BagError(f'the interface file {name} of svlm_ros is missing; install the package again')
-
-
 def message_types() -> Typestore:
     """Return a type store that knows ROS 2's common messages and this package's."""
     typestore = get_typestore(Stores.ROS2_JAZZY)
     for message_type in OUTPUT_TYPES.values():
         _, folder, name = message_type.split('/')
-        text = find_interface(f'{folder}/{name}.msg').read_text(encoding='utf-8')
+        text = share_file(f'{folder}/{name}.msg').read_text(encoding='utf-8')
         typestore.register(get_types_from_msg(text, message_type))
     return typestore
 
