@@ -112,13 +112,12 @@ def diagnostic_array(stamp: Time, node_name: str, engine: EngineHealth,
 
 def engine_status(node_name: str, health: EngineHealth) -> DiagnosticStatus:
     """Return the engine's status: ERROR after a failed load, WARN after a recent failure."""
-    level, message = DiagnosticStatus.OK, health.state
+    level = DiagnosticStatus.OK
+    message = health.state if health.enabled else f'{health.state}, disabled by ~/set_enabled'
     if health.load_failure:
-        level, message = DiagnosticStatus.ERROR, health.load_failure
+        level, message = DiagnosticStatus.ERROR, f'{message}: {health.load_failure}'
     elif health.last_error_age_sec is not None and health.last_error_age_sec < RECENT_SEC:
-        level, message = DiagnosticStatus.WARN, health.last_error
-    elif health.state == 'active' and not health.enabled:
-        message = 'active, but disabled by ~/set_enabled'
+        level, message = DiagnosticStatus.WARN, f'{message}: {health.last_error}'
     return _status(level, f'{node_name}: engine', message, health.model, {
         'state': health.state,
         'enabled': health.enabled,
