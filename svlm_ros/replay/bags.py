@@ -80,7 +80,10 @@ def _explained(path: Path) -> Iterator[None]:
                        'or an .mcap or .db3 file') from error
     except Exception as error:  # SQLite, zstd, struct, YAML ...: each library raises its own
         reason = ' '.join(str(error).split()).rstrip('.') or type(error).__name__
-        raise BagError(f'cannot read the bag {path}: {reason}') from error
+        # MCAP's index is written last: without it this was a recorder that lost power.
+        hint = '; if its recording was cut off, `mcap recover` repairs it' \
+            if 'end magic' in reason else ''
+        raise BagError(f'cannot read the bag {path}: {reason}{hint}') from error
 
 
 @contextmanager

@@ -293,7 +293,8 @@ def _run(reports: Iterator[Report], outputs: Outputs, info: EngineInfo, start_ns
     tqdm.write(f'{"interrupted: " if interrupted else ""}{tally}; {length:.1f} s of bag in '
                f'{took:.1f} s with model {info.model}', file=sys.stderr)
     if damage:
-        raise BagError(damage)
+        print(f'svlm-replay: {damage}', file=sys.stderr)
+        return EXIT_USAGE
     return EXIT_INTERRUPTED if interrupted else tally.exit_status
 
 
