@@ -111,6 +111,8 @@ class StreamConfig:
                  f'784 to max_pixels ({self.max_pixels})')
         _require(self.max_context_tokens >= 256, 'max_context_tokens', self.max_context_tokens,
                  'at least 256')
+        _require(math.isfinite(self.time_offset_sec), 'time_offset_sec', self.time_offset_sec,
+                 'a finite number')
         _require(self.policy in get_args(Policy), 'policy', self.policy,
                  f'one of {get_args(Policy)}')
         _require(self.positions in get_args(PositionMode), 'positions', self.positions,

@@ -70,6 +70,7 @@ class Branch:
 
     :param ids: of the question's turn and the answer so far.
     :param slots: scratch slots, one per id.
+    :param reserve: scratch slots of the tokens to come.
     :param sees: bool [slots of the context]; an evicted token is no longer seen.
     :param round: the newest round that it sees.
     :param start: position of its first token.
@@ -79,6 +80,7 @@ class Branch:
 
     ids: list[int]
     slots: list[int]
+    reserve: list[int]
     sees: np.ndarray
     round: int
     start: float = 0.0
@@ -288,13 +290,15 @@ class Context:
             tail += prompt.turn_end
         turn = [int(token) for token in (*tail, *prompt.user_head, *question, *prompt.turn_end,
                                          *prompt.assistant_head)]
-        if len(self._free_scratch) < len(turn) + self.config.max_answer_tokens:
+        needed = len(turn) + self.config.max_answer_tokens
+        if len(self._free_scratch) < needed:
             raise EngineError(ErrorCode.BUSY, (
                 f'{len(self.branches)} questions are being answered and there is no room for '
                 'more; ask again'))
         sees = np.zeros(len(self.written), bool)
         sees[slots[seen]] = True
-        branch = Branch(turn, self._take_scratch(len(turn)), sees, self.round)
+        taken = [heapq.heappop(self._free_scratch) for _ in range(needed)]
+        branch = Branch(turn, taken[:len(turn)], taken[len(turn):], sees, self.round)
         self.branches.append(branch)
         self._place_branches()
         return branch
@@ -302,7 +306,7 @@ class Context:
     def extend(self, branch: Branch, token: int) -> None:
         """Take a generated token into a branch."""
         branch.ids.append(token)
-        branch.slots.extend(self._take_scratch(1))
+        branch.slots.append(branch.reserve.pop(0))
 
     def branch_positions(self, branch: Branch) -> np.ndarray:
         """Return the positions of a branch's tokens, float32 [3, tokens]."""
@@ -314,7 +318,7 @@ class Context:
             branch.alive = False
             self.branches.remove(branch)
             self.written[branch.slots] = False
-            for slot in branch.slots:
+            for slot in (*branch.slots, *branch.reserve):
                 heapq.heappush(self._free_scratch, slot)
 
     # The rules of eviction, once per round, before the new prompt.
@@ -437,9 +441,6 @@ class Context:
                 f'the context is full: {self.capacity} tokens hold {self.round + 1} rounds under '
                 f'the policy {self.config.policy!r}; raise max_context_tokens or use streaming'))
         return [heapq.heappop(self._free) for _ in range(count)]
-
-    def _take_scratch(self, count: int) -> list[int]:
-        return [heapq.heappop(self._free_scratch) for _ in range(count)]
 
     def _free_slots(self, slots: Sequence[int]) -> None:
         if not slots:

@@ -46,7 +46,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, hidden_size: 
                 layers: int = 4) -> Qwen2_5_VLForConditionalGeneration:
     """Return a random float32 model; the same seed gives the same weights.
 
-    The gains are large, so that every word depends on what is seen and where it stands.
+    The gains are large, so that every word depends on what is seen and where it stands; the
+    output head prefers whole words and the tokens that close a reply.
     """
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     config = Qwen2_5_VLConfig(
@@ -57,7 +58,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, hidden_size: 
             'rope_parameters': {'rope_type': 'default', 'rope_theta': 1e6,
                                 'mrope_section': _sections(hidden_size // 8)},
             'bos_token_id': None, 'eos_token_id': ids['<|im_end|>'],
-            'pad_token_id': ids['<|endoftext|>'], 'tie_word_embeddings': True},
+            'pad_token_id': ids['<|endoftext|>'], 'tie_word_embeddings': False},
         vision_config={
             'depth': 2, 'hidden_size': 64, 'intermediate_size': 128, 'num_heads': 2,
             'out_hidden_size': hidden_size, 'fullatt_block_indexes': [1], 'window_size': 112,
@@ -65,7 +66,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, hidden_size: 
             'spatial_merge_size': 2},
         image_token_id=ids['<|image_pad|>'], video_token_id=ids['<|video_pad|>'],
         vision_start_token_id=ids['<|vision_start|>'], vision_end_token_id=ids['<|vision_end|>'],
-        tie_word_embeddings=True)
+        tie_word_embeddings=False)
     model = Qwen2_5_VLForConditionalGeneration(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -77,6 +78,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, hidden_size: 
             gain = 2.0 if 'q_proj' in name or 'k_proj' in name else 1.0
             fan_in = 1 if 'embed_tokens' in name else weight[0].numel()
             weight.normal_(0, gain * fan_in ** -0.5, generator=generator)
+        spoken = [f' {word}' for word in WORDS] + [SILENCE_TEXT, '<|im_end|>']
+        pieces = [tokenizer.encode(each, add_special_tokens=False) for each in spoken]
+        model.lm_head.weight[[piece[0] for piece in pieces if len(piece) == 1]] *= 3.0
     return model
 
 

@@ -137,8 +137,23 @@ class StreamRestarted:
     reason: str
 
 
+@dataclass(frozen=True)
+class InstructionRefused:
+    """A stream keeps its instruction: the new one does not fit."""
+
+    stream: str
+    message: str
+
+
+@dataclass(frozen=True)
+class EngineDied:
+    """The thread has ended on a defect; nothing is described or answered any more."""
+
+    message: str
+
+
 Event = (Loaded | LoadFailed | Described | AnswerProgress | Answered | QuestionFailed
-         | StreamFailed | StreamRestarted)
+         | StreamFailed | StreamRestarted | InstructionRefused | EngineDied)
 
 
 @dataclass(frozen=True)
@@ -171,6 +186,7 @@ class _Channel:
 
     inbox: RoundAssembler
     stream: EngineStream | None = None
+    new: Round | None = None
     steps: Iterator[Token | Description] | None = None
     started: float = 0.0
     reset_reason: str | None = None
@@ -330,10 +346,13 @@ class Worker:
         try:
             while self._admit():
                 for name, channel in self._channels.items():
-                    if channel.steps is not None:
+                    if channel.new is not None or channel.steps is not None:
                         self._step_description(name, channel)
                 for question in list(self._shared.questions.values()):
                     self._step_question(question)
+        except Exception as error:  # noqa: BLE001  streams and questions catch their own
+            log.exception('the engine thread ends on a defect')
+            self._on_event(EngineDied(f'{type(error).__name__}: {error}'))
         finally:
             self._finish()
 
@@ -354,18 +373,23 @@ class Worker:
                       or channel in [reset[1] for reset in resets]]
         for name, channel, reason in resets:
             self._restart(name, channel, reason or '')
-        for channel in self._channels.values():
-            assert channel.stream is not None
-            if instruction is not None:
-                channel.stream.set_instruction(instruction)
+        if instruction is not None:
+            self._instruct(instruction)
         for name, channel, new in rounds:
             if new is not None:
-                assert channel.stream is not None
                 if new.restart:
                     self._on_event(StreamRestarted(name, 'the stamps jumped back'))
                 channel.started = time.monotonic()
-                channel.steps = channel.stream.describe(new)
+                channel.new = new
         return True
+
+    def _instruct(self, instruction: str) -> None:
+        for name, channel in self._channels.items():
+            assert channel.stream is not None
+            try:
+                channel.stream.set_instruction(instruction)
+            except EngineError as error:
+                self._on_event(InstructionRefused(name, str(error)))
 
     def _has_work(self) -> bool:
         return (self._shared.instruction is not None or bool(self._shared.questions)
@@ -373,8 +397,12 @@ class Worker:
                        for channel in self._channels.values()))
 
     def _step_description(self, name: str, channel: _Channel) -> None:
-        assert channel.steps is not None
+        assert channel.stream is not None
         try:
+            if channel.new is not None:
+                new, channel.new = channel.new, None
+                channel.steps = channel.stream.describe(new)
+            assert channel.steps is not None
             update = next(channel.steps)
         except Exception as error:  # noqa: BLE001  the stream is reset and goes on
             log.debug('round failed', exc_info=True)
@@ -385,7 +413,6 @@ class Worker:
             return
         if isinstance(update, Description):
             channel.steps = None
-            assert channel.stream is not None
             with self._wake:
                 channel.described = True
                 channel.rounds += 1
@@ -427,6 +454,7 @@ class Worker:
         if channel.steps is not None:
             channel.steps.close()  # type: ignore[attr-defined]
             channel.steps = None
+        channel.new = None
         assert channel.stream is not None
         channel.stream.reset()
         with self._wake:
