@@ -26,6 +26,7 @@ from svlm_ros.replay.bags import (
     find_cameras,
     open_bag,
 )
+from svlm_ros.replay.interrupts import sigterm_interrupts
 from svlm_ros.share import share_file
 
 FOOTAGE = Path(__file__).parent / 'data' / 'g1_bag'
@@ -35,7 +36,10 @@ QUESTION_BY_ACTION = 'What is the robot doing?'
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 LOG_LINES_SHOWN = 30
 SHORTEST_SEC = 2.0
-STOP_SEC = 3.0
+# The last description is still on its way when the player has ended.
+LAST_WORDS_SEC = 1.0
+# Long enough for a busy machine: the interpreter dies of a second signal while it shuts down.
+STOP_SEC = 15.0
 
 
 class DemoError(Exception):
@@ -82,26 +86,32 @@ class Seen:
 
 
 class Terminal:
-    """Prints whole lines, and words that continue the last one."""
+    """Prints whole lines, and one at a time word by word; other lines wait for its end."""
 
     def __init__(self) -> None:
         self._open = False
+        self._waiting: list[str] = []
 
     def line(self, text: str) -> None:
-        """Print a line, after ending the one that is open."""
-        self.end()
-        print(printable(text), flush=True)
-
-    def end(self) -> None:
-        """End the line that is open."""
+        """Print a line, or keep it until the open one has ended."""
         if self._open:
-            print(flush=True)
-        self._open = False
+            self._waiting.append(text)
+        else:
+            print(printable(text), flush=True)
 
     def words(self, text: str) -> None:
         """Print words, and leave the line open."""
         self._open = True
         print(printable(text), end='', flush=True)
+
+    def end(self) -> None:
+        """End the open line, if any, and print those that waited."""
+        if self._open:
+            print(flush=True)
+        self._open = False
+        waiting, self._waiting = self._waiting, []
+        for text in waiting:
+            self.line(text)
 
 
 def printable(text: str) -> str:
@@ -250,13 +260,25 @@ class Client:
         from svlm_ros.action import AnswerQuestion
         self._terminal.line(f'>>> action /svlm/answer_question: {QUESTION_BY_ACTION}')
         self._terminal.words('<<< ')
+        said = ''
+
+        def on_feedback(message: Any) -> None:
+            nonlocal said
+            # Feedback and result travel apart: the last words may come after the result.
+            if not finished:
+                said += message.feedback.text
+                self._terminal.words(message.feedback.text)
+
+        finished = False
         goal = AnswerQuestion.Goal(question=QUESTION_BY_ACTION, stream=stream)
-        accepted = self._action.send_goal_async(
-            goal, lambda message: self._terminal.words(message.feedback.text))
+        accepted = self._action.send_goal_async(goal, on_feedback)
         self.wait(accepted.done, timeout_sec, 'no response of the action', children)
-        finished = accepted.result().get_result_async()
-        self.wait(finished.done, timeout_sec, 'no result of the action', children)
-        self._require_answer(finished.result().result)
+        result = accepted.result().get_result_async()
+        self.wait(result.done, timeout_sec, 'no result of the action', children)
+        finished = True
+        answer = result.result().result
+        self._require_answer(answer)
+        self._terminal.words(answer.answer.removeprefix(said))
         self._terminal.end()
 
     @staticmethod
@@ -296,6 +318,7 @@ def run(options: argparse.Namespace, footage: Footage) -> None:
             if status != 0:
                 raise DemoError(f'the node ended with status {status}; expected 0')
         except DemoError:
+            terminal.end()
             terminal.line("--- the end of the node's log ---")
             print(node.last_lines(), '---', sep='\n', flush=True)
             raise
@@ -316,6 +339,7 @@ def show(client: Client, terminal: Terminal, footage: Footage, seconds: float, t
     client.ask_streaming(stream, timeout, children)
     client.wait(lambda: player.process.poll() is not None, seconds + timeout,
                 'the player did not end', children)
+    client.listen(time.monotonic() + LAST_WORDS_SEC, children)
     terminal.line('The footage has ended.')
 
 
@@ -374,18 +398,13 @@ def set_up_environment() -> None:
     os.environ.setdefault('FASTRTPS_DEFAULT_PROFILES_FILE', str(share_file('config/fastdds.xml')))
 
 
-def interrupt(_number: int, _frame: Any) -> None:
-    """Treat SIGTERM as Control-C."""
-    raise KeyboardInterrupt
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit status."""
     options = make_parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, interrupt)
     try:
         set_up_environment()
-        run(options, look_at(options.bag))
+        with sigterm_interrupts():
+            run(options, look_at(options.bag))
     except DemoError as error:
         print(f'svlm-demo: {error}', file=sys.stderr)
         return EXIT_FAILED

@@ -381,7 +381,8 @@ def test_json_lines_have_standard_output_for_themselves(
     assert kinds == ['model_info', *['description'] * 14]
 
 
-def test_an_interrupt_keeps_what_was_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_what_was_said(tmp_path: Path, number: signal.Signals) -> None:
     process = subprocess.Popen(
         [sys.executable, '-m', 'svlm_ros.replay.main', str(FOOTAGE), '--model', 'null', '--rate',
          '1', '--output', str(tmp_path / 'said'), '--json', '-'], stdout=subprocess.PIPE,
@@ -389,7 +390,7 @@ def test_an_interrupt_keeps_what_was_said(tmp_path: Path) -> None:
     assert process.stdout is not None
     first = process.stdout.readline()
     time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=20)
     assert json.loads(first)['type'] == 'model_info'
     assert process.returncode == 130
@@ -417,6 +418,16 @@ def test_an_unfinished_recording_is_refused(
     cut.write_bytes(whole[:len(whole) // 2])
     assert replay(cut) == 2
     assert '`mcap recover` repairs it' in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_be_loaded_leaves_no_output_folder(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip('transformers')
+    status = main([str(FOOTAGE), '--model', str(tmp_path / 'none'), '--output',
+                   str(tmp_path / 'said')])
+    assert status == 2
+    assert f"cannot load the model '{tmp_path / 'none'}'" in capsys.readouterr().err
+    assert not (tmp_path / 'said').exists()
 
 
 def no_images(tmp_path: Path) -> Path:

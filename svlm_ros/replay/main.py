@@ -36,6 +36,7 @@ from svlm_ros.replay.bags import (
     OutputBag,
     read_images,
 )
+from svlm_ros.replay.interrupts import sigterm_interrupts
 from svlm_ros.replay.questions import load_questions, QuestionError
 from svlm_ros.replay.session import (
     Answered,
@@ -262,11 +263,15 @@ def replay(options: argparse.Namespace) -> int:
         start_ns, end_ns = reader.start_time, reader.end_time - 1
         questions = load_questions(options.questions, start_ns, end_ns, names) \
             if options.questions is not None else []
-        bag = stack.enter_context(OutputBag(options.output)) if options.output else None
-        outputs = Outputs(start_ns, None if options.quiet or options.json == '-' else sys.stdout,
-                          _open_json(options.json, stack), bag)
+        bag = OutputBag(options.output) if options.output is not None else None
+        json_lines = _open_json(options.json, stack)
         engine = load_engine(settings)
         stack.callback(engine.close)
+        if bag is not None:
+            # Only now: a folder left by a failed load would be in the way of the next attempt.
+            stack.enter_context(bag)
+        terminal = None if options.quiet or options.json == '-' else sys.stdout
+        outputs = Outputs(start_ns, terminal, json_lines, bag)
         session = Session(engine, settings.stream, names, decode)
         outputs.model_info(model_info_fields(engine.info, settings.stream, names, start_ns))
         progress = stack.enter_context(_progress(reader, cameras, options.quiet))
@@ -322,7 +327,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit status."""
     options = make_parser().parse_args(arguments)
     try:
-        return replay(options)
+        with sigterm_interrupts():
+            return replay(options)
+    except KeyboardInterrupt:
+        print('svlm-replay: interrupted before the replay began', file=sys.stderr)
+        return EXIT_INTERRUPTED
     except (BagError, QuestionError, ConfigError, ModelError, OSError) as error:
         print(f'svlm-replay: {error}', file=sys.stderr)
         return EXIT_USAGE
