@@ -36,25 +36,26 @@ from svlm_ros.srv import Ask
 
 ROOT = Path(__file__).resolve().parent.parent
 SECOND = 1_000_000_000
+NODE_PROGRAM = ('-m', 'svlm_ros.node.main')
 
 # Bounds on what hangs, not on how long things take: a loaded machine must not fail a test.
 PATIENCE_SEC = 20.0
+RESPONSE_PATIENCE_SEC = 5.0
+LOAD_PATIENCE_SEC = 60.0  # importing torch takes its time
 
 
 class NodeProcess:
     """The node as a user runs it: a process of its own.
 
+    :param program: what Python runs.
     :param parameters: given on the command line.
-    :param remaps: e.g. `camera/image:=/front`.
     """
 
-    def __init__(self, namespace: str, remaps: Sequence[str] = (), **parameters: Any) -> None:
-        command = [sys.executable, '-m', 'svlm_ros.node.main', '--ros-args',
-                   '-r', f'__ns:=/{namespace}']
+    def __init__(self, namespace: str, program: Sequence[str] = NODE_PROGRAM,
+                 **parameters: Any) -> None:
+        command = [sys.executable, *program, '--ros-args', '-r', f'__ns:=/{namespace}']
         for name, value in {'model': 'null', **parameters}.items():
             command += ['-p', f'{name}:={_yaml(value)}']
-        for remap in remaps:
-            command += ['-r', remap]
         self._output = tempfile.NamedTemporaryFile(  # noqa: SIM115  closed by `end`
             prefix='svlm_node_', suffix='.log')
         self._process = subprocess.Popen(command, cwd=ROOT, stdout=self._output,
@@ -92,6 +93,10 @@ class NodeProcess:
         """Wait until the process has ended by itself; return its exit status."""
         return self._process.wait(PATIENCE_SEC)
 
+    def send_signal(self, number: int) -> None:
+        """Send a signal and do not wait."""
+        self._process.send_signal(number)
+
     def stop(self, number: int = signal.SIGINT) -> int:
         """Send the signal, and once more after 3 s; return the exit status."""
         for patience in (3.0, PATIENCE_SEC):
@@ -112,10 +117,10 @@ class NodeProcess:
 
 
 @contextmanager
-def running_node(namespace: str, remaps: Sequence[str] = (),
+def running_node(namespace: str, program: Sequence[str] = NODE_PROGRAM,
                  **parameters: Any) -> Iterator[NodeProcess]:
     """Run a node, autostarted unless said otherwise; its output is shown when a test fails."""
-    node = NodeProcess(namespace, remaps, **{'autostart': True, **parameters})
+    node = NodeProcess(namespace, program, **{'autostart': True, **parameters})
     try:
         yield node
         if node.is_running:
@@ -188,11 +193,25 @@ class Client:
         self.wait_until(future.done, what)
         return future.result()
 
-    def call(self, client: Any, request: Any) -> Any:
-        """Call a service and wait for the response."""
+    def call(self, client: Any, request: Any,
+             patience_sec: float = RESPONSE_PATIENCE_SEC) -> Any:
+        """Call a service and wait for the response; call again after `patience_sec`.
+
+        Fast DDS drops a response when the server has not yet discovered the client's half of a new
+        service, and the client then waits in vain.
+        """
         name = client.srv_name
         self.wait_until(client.service_is_ready, f'service {name}')
-        return self.result(client.call_async(request), f'response of {name}')
+        futures = []
+        for _ in range(4):
+            futures.append(client.call_async(request))
+            deadline = time.monotonic() + patience_sec
+            while time.monotonic() < deadline:
+                self._executor.spin_once(0.05)
+                for future in futures:
+                    if future.done():
+                        return future.result()
+        raise AssertionError(f'no response of {name}')
 
     # Cameras.
 
@@ -252,7 +271,7 @@ class Client:
     def transition(self, transition_id: int) -> bool:
         """Ask for a lifecycle transition; return whether it succeeded."""
         return self.call(self.change_state_client, ChangeState.Request(
-            transition=Transition(id=transition_id))).success
+            transition=Transition(id=transition_id)), LOAD_PATIENCE_SEC).success
 
     def state(self) -> str:
         """Return the lifecycle state's label."""

@@ -48,6 +48,7 @@ def node() -> Iterator[NodeProcess]:
 
 @pytest.fixture(scope='module')
 def shared_client(node: NodeProcess) -> Iterator[Client]:
+    assert node.is_running
     with client_of(NAMESPACE) as one:
         one.wait_for_state('active')
         one.publisher('front/image')

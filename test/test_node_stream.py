@@ -6,7 +6,15 @@ from diagnostic_msgs.msg import DiagnosticStatus
 import pytest
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from ros_testing import (
-    camera_process, Client, client_of, image, NodeProcess, ros, running_node, seconds)
+    camera_process,
+    Client,
+    client_of,
+    image,
+    NodeProcess,
+    ros,
+    running_node,
+    seconds,
+)
 from sensor_msgs.msg import CompressedImage, Image
 
 NAMESPACE = 'stream'
@@ -33,6 +41,7 @@ def node() -> Iterator[NodeProcess]:
 
 @pytest.fixture(scope='module')
 def shared_client(node: NodeProcess) -> Iterator[Client]:
+    assert node.is_running
     with client_of(NAMESPACE) as one:
         one.wait_for_state('active')
         yield one

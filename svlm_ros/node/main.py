@@ -60,6 +60,16 @@ class StopSignal:
             if wake is not None and self._stopped.is_set():
                 wake()
 
+    def ignore(self) -> None:
+        """Ignore further signals: the process is about to end.
+
+        The interpreter restores the default handlers on its way out; a second Control-C, which
+        `ros2 launch` always sends, would then end the process with a status other than 0.
+        """
+        self.call(None)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
     def _wait(self) -> None:
         while self._reader.recv(64):
             with self._lock:
@@ -114,7 +124,7 @@ def shut_down(executor: SingleThreadedExecutor, node: SvlmNode, stop: StopSignal
     if waiting and rclpy.ok():
         deadline = time.monotonic() + FAREWELL_SEC
         spin_until(executor, node, lambda: time.monotonic() > deadline, FAREWELL_SEC / 10)
-    stop.call(None)
+    stop.ignore()
     executor.shutdown()
     node.destroy_node()
     rclpy.try_shutdown()

@@ -75,6 +75,7 @@ class SvlmNode(LifecycleNode):
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._failures = Failures(self.get_logger())
         self._worker: Worker | None = None
+        self._ending: list[Worker] = []
         self._engine_info: EngineInfo | None = None
         self._load_failure = ''
         self._cameras: dict[str, Camera] = {}
@@ -121,16 +122,16 @@ class SvlmNode(LifecycleNode):
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the model."""
-        return self._guarded('clean up', self._free, super().on_cleanup, state)
+        return self._guarded('clean up', self._release, super().on_cleanup, state)
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the model for good."""
         self._finalized = True
-        return self._guarded('shut down', self._free, super().on_shutdown, state)
+        return self._guarded('shut down', self._release, super().on_shutdown, state)
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free what is left after an unexpected failure, so that `configure` works again."""
-        self._free()
+        self._release()
         return super().on_error(state)
 
     def report_unexpected(self, error: Exception) -> None:
@@ -141,9 +142,11 @@ class SvlmNode(LifecycleNode):
     def stop(self) -> bool:
         """End questions, cameras and engine; the node can be destroyed afterwards.
 
-        :return: whether the engine thread has ended (a load cannot be interrupted).
+        :return: whether every engine thread has ended (a load cannot be interrupted).
         """
-        return self._release('the node is shutting down')
+        self._release('the node is shutting down')
+        self._ending = [worker for worker in self._ending if not worker.stop(0.0)]
+        return not self._ending
 
     def destroy_node(self) -> None:
         """Destroy the node and what rclpy does not destroy with it."""
@@ -240,22 +243,20 @@ class SvlmNode(LifecycleNode):
         self._watch(False)
         self._questions.cancel_all('the node was deactivated')
 
-    def _free(self) -> None:
-        """Release all; an engine that is still busy frees itself and fails no transition."""
-        self._release()
-
-    def _release(self, reason: str = 'the node was cleaned up') -> bool:
+    def _release(self, reason: str = 'the node was cleaned up') -> None:
+        """Free all; an engine that is still busy frees itself and fails no transition."""
         self._active = False
         self._questions.cancel_all(reason)
         self._watch(False)
         self._cameras = {}
+        # There is no use in waiting for a load: it cannot be interrupted.
+        patience_sec = 0.0 if self._engine_info is None else STOP_TIMEOUT_SEC
         self._engine_info = None
         self._events_dropped += self._events.dropped
         worker, self._worker = self._worker, None
-        if worker is None or worker.stop(STOP_TIMEOUT_SEC):
-            return True
-        self.get_logger().warning('The engine is still busy; it is freed as soon as it ends')
-        return False
+        if worker is not None and not worker.stop(patience_sec):
+            self._ending.append(worker)
+            self.get_logger().warning('The engine is still busy; it is freed as soon as it ends')
 
     def _watch(self, wanted: bool) -> None:
         """Subscribe to all cameras, or to none."""
