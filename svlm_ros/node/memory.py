@@ -1,8 +1,8 @@
 """Keeps the C library from giving image buffers back to the kernel. Not for: limiting memory.
 
-glibc maps and unmaps every block above 128 KiB anew by default, and each image is copied into a few
-fresh ones on its way through Fast DDS and rclpy: the page faults then cost several times what the
-copies do (bench/node_images.py, --malloc).
+glibc gives large blocks back when they are freed, and each image is copied into a few fresh ones on
+its way through Fast DDS and rclpy: the page faults then cost several times what the copies do
+(bench/node_images.py, --malloc).
 """
 import ctypes
 import logging
