@@ -126,7 +126,9 @@ class Model:
                          vision.temporal_patch_size)
         shape = torch.tensor([[grid.time, grid.height * merge, grid.width * merge]],
                              device=self.device)
-        output = self._network.model.visual(pixels.to(self.dtype), grid_thw=shape)
+        # cuDNN's default for float32 convolutions is TF32, three digits instead of seven.
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            output = self._network.model.visual(pixels.to(self.dtype), grid_thw=shape)
         return output.pooler_output
 
     @torch.inference_mode()
