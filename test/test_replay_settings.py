@@ -52,7 +52,13 @@ def test_options_win_over_the_file_and_the_file_over_the_defaults(tmp_path: Path
         svlm:
           ros__parameters: {text_rounds: 7, seed: 3}
         /**:
-          ros__parameters: {vision_rounds: 5, text_rounds: 6, frame_rate_hz: 4, model: some/path}
+          ros__parameters:
+            vision_rounds: 5
+            text_rounds: 6
+            frame_rate_hz: 4
+            model: some/path
+            autostart: true
+            qos_overrides./camera/image.subscription.depth: 10
         other_node:
           ros__parameters: {vision_rounds: 1}
         """)
@@ -83,7 +89,7 @@ def test_every_parameter_of_the_node_means_the_same_or_is_known_to_mean_nothing(
     meaningful = {field.name for kind in (StreamConfig, SamplingConfig) for field in fields(kind)}
     meaningful |= {'model', 'device', 'dtype'}
     names = {spec.name for spec in SPECS}
-    assert names - meaningful == NODE_ONLY - {'use_sim_time'}
+    assert names - meaningful == NODE_ONLY - {'use_sim_time', 'qos_overrides'}
 
 
 def test_the_shipped_parameter_file_is_the_defaults() -> None:

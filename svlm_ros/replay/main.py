@@ -201,6 +201,9 @@ def load_engine(settings: Settings) -> Engine:
     try:
         from svlm_ros.engine.model import load_model
         return load_model(settings.model, settings.device, settings.dtype)
+    except ImportError as error:
+        raise ModelError(f'cannot load the model {settings.model!r}, a package is missing '
+                         f'({error}); run: pip install "svlm_ros[engine]"') from error
     except Exception as error:  # every library has its own; people get one sentence
         reason = ' '.join(str(error).split())
         raise ModelError(f'cannot load the model {settings.model!r}: '

@@ -19,7 +19,7 @@ from svlm_ros.engine.config import ConfigError, SamplingConfig, StreamConfig
 NODE_ONLY = frozenset({
     'autostart', 'cameras', 'topics', 'image_transport', 'silence_timeout_sec', 'publish_silence',
     'ask_timeout_sec', 'diagnostics_period_sec', 'max_question_length', 'null_token_delay_sec',
-    'use_sim_time'})
+    'use_sim_time', 'qos_overrides'})
 ENGINE_KEYS = ('model', 'device', 'dtype')
 
 
@@ -68,7 +68,8 @@ def settings_from(options: Mapping[str, Any], params: Path | None) -> Settings:
     """
     values = load_parameters(params) if params is not None else {}
     names = [*ENGINE_KEYS, *(field.name for _, field in _setting_fields())]
-    unknown = sorted(set(values) - set(names) - NODE_ONLY)
+    unknown = sorted(name for name in set(values) - set(names)
+                     if name.split('.')[0] not in NODE_ONLY)
     if unknown:
         raise ConfigError(f'{params} sets {unknown[0]!r}; expected one of: {", ".join(names)}')
     values.update({name: options[name] for name in names if name in options})
