@@ -203,7 +203,7 @@ class Client:
         name = client.srv_name
         self.wait_until(client.service_is_ready, f'service {name}')
         futures = []
-        for _ in range(4):
+        for _ in range(round(max(PATIENCE_SEC / patience_sec, 1))):
             futures.append(client.call_async(request))
             deadline = time.monotonic() + patience_sec
             while time.monotonic() < deadline:
@@ -275,7 +275,7 @@ class Client:
 
     def state(self) -> str:
         """Return the lifecycle state's label."""
-        return self.call(self.get_state_client, GetState.Request()).current_state.label
+        return self.call(self.get_state_client, GetState.Request(), 1.0).current_state.label
 
     def wait_for_state(self, label: str) -> None:
         """Wait until the node is in a lifecycle state."""

@@ -17,6 +17,7 @@ from rclpy.logging import get_logger
 from rclpy.signals import SignalHandlerOptions
 
 from svlm_ros.engine.config import ConfigError
+from svlm_ros.node.memory import keep_freed_memory
 from svlm_ros.node.node import NODE_NAME, SvlmNode
 
 EXIT_BAD_PARAMETER = 2
@@ -84,6 +85,7 @@ def main(args: Sequence[str] | None = None) -> int:
     :return: the exit status.
     """
     stop = StopSignal()
+    keep_freed_memory()
     rclpy.init(args=None if args is None else list(args),
                signal_handler_options=SignalHandlerOptions.NO)
     try:

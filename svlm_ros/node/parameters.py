@@ -72,7 +72,8 @@ SPECS: tuple[Spec, ...] = (
          'all, is `<name>/image`. With image_transport `compressed`, `/compressed` is appended.'),
     Spec('image_transport', 'raw', 'raw or compressed.'),
     Spec('silence_timeout_sec', 5.0,
-         'Warn when a camera sends no image for this long.', (0.1, 3600.0), dynamic=True),
+         'Seconds without an image after which a camera counts as silent and is warned of.',
+         (0.1, 3600.0), dynamic=True),
     Spec('instruction', _STREAM.instruction,
          'What to describe; a change takes effect with the next round.', dynamic=True),
     Spec('publish_silence', False,
@@ -81,7 +82,7 @@ SPECS: tuple[Spec, ...] = (
          'Frames sampled from each camera per second; times round_duration_sec it must be whole.',
          (0.01, 120.0)),
     Spec('round_duration_sec', _STREAM.round_duration_sec,
-         'Stream time that one description covers.', (0.05, 60.0)),
+         'Seconds of stream time that one description covers.', (0.05, 60.0)),
     Spec('vision_rounds', _STREAM.vision_rounds,
          'Newest rounds whose frames are retained.', (1, 100000)),
     Spec('text_rounds', _STREAM.text_rounds,
@@ -118,10 +119,10 @@ SPECS: tuple[Spec, ...] = (
          'Tokens; a longer question is refused.', (1, 100000)),
     Spec('max_answer_tokens', _STREAM.max_answer_tokens, 'Token limit of an answer.', (1, 100000)),
     Spec('ask_timeout_sec', 30.0,
-         'The service ~/ask answers within this time, with what was said until then.',
+         'Seconds within which the service ~/ask answers, if need be what was said until then.',
          (0.1, 3600.0), dynamic=True),
     Spec('diagnostics_period_sec', 1.0,
-         'How often /diagnostics is published.', (0.1, 60.0), dynamic=True),
+         'Seconds between two messages on /diagnostics.', (0.1, 60.0), dynamic=True),
 )
 
 
