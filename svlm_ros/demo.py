@@ -253,7 +253,7 @@ class Client:
         future = self._service.call_async(Ask.Request(question=QUESTION_BY_SERVICE, stream=stream))
         self.wait(future.done, timeout_sec, 'no response of the service /svlm/ask', children)
         self._require_answer(future.result())
-        self._terminal.line(f'<<< {future.result().answer}')
+        self._terminal.line(f'<<< {future.result().answer.strip()}')
 
     def ask_streaming(self, stream: str, timeout_sec: float, children: Sequence[Child]) -> None:
         """Ask by the action and print the words as they come."""
@@ -266,8 +266,9 @@ class Client:
             nonlocal said
             # Feedback and result travel apart: the last words may come after the result.
             if not finished:
-                said += message.feedback.text
-                self._terminal.words(message.feedback.text)
+                text = message.feedback.text
+                self._terminal.words(text if said else text.lstrip())
+                said += text
 
         finished = False
         goal = AnswerQuestion.Goal(question=QUESTION_BY_ACTION, stream=stream)
