@@ -1,7 +1,7 @@
 """Keeps the C library from giving image buffers back to the kernel. Not for: limiting memory.
 
-glibc gives large blocks back when they are freed, and each image is copied into a few fresh ones on
-its way through Fast DDS and rclpy: the page faults then cost several times what the copies do
+glibc gives large blocks back when they are freed, and each image is copied into a few fresh ones
+on its way through Fast DDS and rclpy: the page faults then cost several times what the copies do
 (bench/node_images.py, --malloc).
 """
 import ctypes
