@@ -28,6 +28,7 @@ from rclpy.validate_topic_name import validate_topic_name
 from svlm_ros.engine.config import ConfigError, SamplingConfig, StreamConfig
 
 TRANSPORTS = ('raw', 'compressed')
+DTYPES = ('auto', 'float32', 'bfloat16')
 NULL_MODEL = 'null'
 
 _CAMERA_NAME = re.compile(r'[A-Za-z][A-Za-z0-9_]*(/[A-Za-z][A-Za-z0-9_]*)*')
@@ -165,9 +166,9 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f'{name} is {value}; expected a finite number')
-    if values['image_transport'] not in TRANSPORTS:
-        raise ConfigError(f'image_transport is {values["image_transport"]!r}; '
-                          f'expected one of {TRANSPORTS}')
+    for name, allowed in (('image_transport', TRANSPORTS), ('dtype', DTYPES)):
+        if values[name] not in allowed:
+            raise ConfigError(f'{name} is {values[name]!r}; expected one of {allowed}')
     sampling = SamplingConfig(**{field.name: values[field.name]
                                  for field in fields(SamplingConfig)})
     stream = StreamConfig(sampling=sampling, **{
