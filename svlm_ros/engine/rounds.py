@@ -66,13 +66,13 @@ class RoundAssembler:
         self._restarted = restarted
 
     def wants(self, stamp_ns: int) -> bool:
-        """Whether a frame with this stamp would be sampled, or must be seen because time jumped.
+        """Take note of a stamp; whether its frame would be sampled, or shows that time jumped.
 
-        Cheap: call it before converting an image. A frame it refuses needs no `push`.
+        Cheap: call it before converting an image. A frame that it refuses needs no `push`.
         """
         if self._origin_ns is None or self._jumped_back(stamp_ns):
             return True
-        return stamp_ns > self._newest_ns and self._place_of(stamp_ns) > self._place
+        return self._in_order(stamp_ns) and self._place_of(stamp_ns) > self._place
 
     def push(self, frame: Frame) -> None:
         """Take a frame; frames between the sampling places and out of order are ignored."""
@@ -81,10 +81,8 @@ class RoundAssembler:
             self._begin(restarted=True)
         if self._origin_ns is None:
             self._origin_ns = frame.stamp_ns
-        elif frame.stamp_ns <= self._newest_ns:
-            self.out_of_order_total += 1
+        if not self._in_order(frame.stamp_ns):
             return
-        self._newest_ns = frame.stamp_ns
         place = self._place_of(frame.stamp_ns)
         if place <= self._place:
             return
@@ -120,6 +118,13 @@ class RoundAssembler:
     def has_ready(self) -> bool:
         """Whether `pop` would return a round."""
         return bool(self._ready)
+
+    def _in_order(self, stamp_ns: int) -> bool:
+        if stamp_ns < self._newest_ns:
+            self.out_of_order_total += 1
+            return False
+        self._newest_ns = stamp_ns
+        return True
 
     def _jumped_back(self, stamp_ns: int) -> bool:
         return stamp_ns <= self._newest_ns - self._period_ns * self._frames_per_round
