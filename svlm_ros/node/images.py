@@ -120,9 +120,8 @@ def decode_image(msg: RawImage) -> np.ndarray:
     """
     layout = _layout_of(msg)
     _check_sizes(msg, layout)
-    bridge = _cv_bridge() if _right_in_cv_bridge(msg, layout) else None
-    rgb = _by_opencv(msg, layout) if bridge is None else bridge.imgmsg_to_cv2(msg, 'rgb8')
-    return np.require(rgb, requirements=['C', 'W'])
+    rgb = _by_cv_bridge(msg) if _right_in_cv_bridge(msg, layout) else None
+    return np.require(_by_opencv(msg, layout) if rgb is None else rgb, requirements=['C', 'W'])
 
 
 def decode_compressed(msg: CompressedImage) -> np.ndarray:
@@ -220,6 +219,18 @@ def _samples(msg: RawImage, layout: _Layout) -> np.ndarray:
     if dtype.isnative and samples.flags.aligned:
         return samples
     return samples.astype(dtype.newbyteorder('='), order='C')
+
+
+def _by_cv_bridge(msg: RawImage) -> np.ndarray | None:
+    """Return the RGB picture; None where cv_bridge is not at hand or refuses the message."""
+    bridge = _cv_bridge()
+    if bridge is None:
+        return None
+    try:
+        return bridge.imgmsg_to_cv2(msg, 'rgb8')
+    except Exception as error:  # noqa: BLE001  versions differ in what they know and raise
+        log.debug('cv_bridge refused %r: %s', msg.encoding, error)
+        return None
 
 
 def _right_in_cv_bridge(msg: RawImage, layout: _Layout) -> bool:
