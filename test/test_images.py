@@ -340,7 +340,7 @@ def test_real_frame_has_its_yellow_can() -> None:
 def test_jpeg_cut_off_anywhere_is_refused(progressive: int) -> None:
     data = jpeg(noise(60, 80), cv2.IMWRITE_JPEG_PROGRESSIVE, progressive)
     for length in [*range(2, 700), *range(700, len(data) - 2, 97), len(data) - 2, len(data) - 1]:
-        with pytest.raises(ImageError, match='the (JPEG|PNG) is cut off'):
+        with pytest.raises(ImageError, match=r'the (JPEG|PNG) is cut off'):
             decode_compressed(Compressed('jpeg', data[:length]))
 
 
@@ -349,14 +349,14 @@ def test_thumbnail_does_not_hide_that_a_jpeg_is_cut_off() -> None:
     app1 = b'\xff\xe1' + (len(thumbnail) + 2).to_bytes(2, 'big') + thumbnail
     whole = data[:2] + app1 + data[2:]
     assert decode_compressed(Compressed('jpeg', whole)).shape == (60, 80, 3)
-    with pytest.raises(ImageError, match='the (JPEG|PNG) is cut off'):
+    with pytest.raises(ImageError, match=r'the (JPEG|PNG) is cut off'):
         decode_compressed(Compressed('jpeg', whole[:-400]))
 
 
 def test_png_cut_off_anywhere_is_refused() -> None:
     data = png(noise(20, 30))
     for length in range(8, len(data)):
-        with pytest.raises(ImageError, match='the (JPEG|PNG) is cut off'):
+        with pytest.raises(ImageError, match=r'the (JPEG|PNG) is cut off'):
             decode_compressed(Compressed('png', data[:length]))
 
 
