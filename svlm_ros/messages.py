@@ -9,7 +9,7 @@ from typing import Any
 
 import svlm_ros
 from svlm_ros.engine.config import StreamConfig
-from svlm_ros.engine.updates import Answer, Description, ErrorCode, FinishReason
+from svlm_ros.engine.updates import Answer, Description, ErrorCode
 from svlm_ros.engine.worker import EngineInfo
 
 Fields = dict[str, Any]
@@ -48,11 +48,10 @@ def description_fields(description: Description, latency_sec: float) -> Fields:
 
 
 def answer_fields(answer: Answer, question_id: int, latency_sec: float) -> Fields:
-    """Return the fields of a svlm_ros/Answer; one that was cancelled carries CANCELLED.
+    """Return the fields of a svlm_ros/Answer to a question that was answered.
 
     :param latency_sec: from the question's arrival to the end of the answer.
     """
-    cancelled = answer.finish_reason is FinishReason.CANCELLED
     return {
         'header': header_fields(answer.stamp_ns, answer.frame_id),
         'stream': answer.stream,
@@ -63,8 +62,8 @@ def answer_fields(answer: Answer, question_id: int, latency_sec: float) -> Field
         'round_index': answer.round_index,
         'tokens': len(answer.token_ids),
         'latency': latency_sec,
-        'error_code': int(ErrorCode.CANCELLED if cancelled else ErrorCode.NONE),
-        'error_msg': 'the question was cancelled' if cancelled else '',
+        'error_code': int(ErrorCode.NONE),
+        'error_msg': '',
     }
 
 

@@ -5,6 +5,7 @@ identity rotary embedding, so that raw queries and keys reach our attention func
 rotates them. Not for: what is retained (context.py) or the loop (stream.py).
 """
 from collections.abc import Sequence
+import os
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,8 @@ def load_model(name: str, device: str = 'auto', dtype: str = 'auto',
     if kind is None:
         raise EngineError(ErrorCode.ENGINE_FAILURE,
                           f'dtype is {dtype!r}; expected auto, float32 or bfloat16')
+    if place.type == 'cpu':
+        _share_the_processor()
     if name == RANDOM:
         words = build_tokenizer()
         return Model(build_model(words), words, name, place, kind)
@@ -194,6 +197,16 @@ def _device(name: str) -> torch.device:
         raise EngineError(ErrorCode.ENGINE_FAILURE,
                           f'device is {name!r}, but torch sees no GPU; use cpu or auto')
     return device
+
+
+def _share_the_processor() -> None:
+    """Leave half of the cores to the cameras and the rest of the robot.
+
+    OpenMP's threads spin while they wait for each other: with as many as there are cores, any
+    other busy process slows them down many times. OMP_NUM_THREADS, where set, is honoured.
+    """
+    if 'OMP_NUM_THREADS' not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
 
 
 def _axes(sections: Sequence[int], device: torch.device) -> torch.Tensor:

@@ -51,11 +51,10 @@ class Description:
 
 
 class FinishReason(enum.Enum):
-    """Why an answer ended."""
+    """Why an answer ended: by itself, or at its token limit."""
 
     END = 'end'
     LIMIT = 'limit'
-    CANCELLED = 'cancelled'
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ class AnswerProgress:
 
 @dataclass(frozen=True)
 class Answered:
-    """An answer ended: complete, at its limit, or cancelled (`answer.finish_reason`)."""
+    """An answer ended: complete, or at its limit (`answer.finish_reason`)."""
 
     question_id: int
     answer: Answer
@@ -295,7 +295,10 @@ class Worker:
             return question_id
 
     def cancel(self, question_id: int) -> None:
-        """Stop an answer within one token; `Answered` with CANCELLED follows. Late is harmless."""
+        """Stop an answer within one token; QuestionFailed with CANCELLED follows, unless it ended.
+
+        An unknown or ended question is ignored.
+        """
         with self._wake:
             question = self._shared.questions.get(question_id)
             if question is not None:
