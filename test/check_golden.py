@@ -175,15 +175,17 @@ class Replay:
 
 def stream_config(case: dict[str, Any]) -> StreamConfig:
     """Return the settings of a case, in the engine's terms."""
-    bounded = case['text_sliding_window'] is not None and case['text_sink'] is not None
+    sink, window = case.get('text_sink'), case.get('text_sliding_window')
+    if window is None and sink is not None:
+        window = 1      # the reference keeps window - 1 tokens of the end: none
     return StreamConfig(
-        reference=True, instruction=case['query'], previous_text=case['previous_text'],
-        frame_rate_hz=float(case['fps']), vision_rounds=case['visual_round'],
-        text_rounds=case['text_round'], text_sink=case['text_sink'] if bounded else 0,
-        text_window=case['text_sliding_window'] if bounded else None,
-        max_new_tokens=case['max_new_tokens'], min_pixels=28 * 28,
+        reference=True, instruction=case.get('query') or '',
+        previous_text=case.get('previous_text') or '', frame_rate_hz=float(case['fps']),
+        vision_rounds=case['visual_round'], text_rounds=case['text_round'],
+        text_sink=sink or 0, text_window=window,
+        max_new_tokens=case.get('max_new_tokens', 20), min_pixels=28 * 28,
         max_pixels=max(case['height'] * case['width'], 28 * 28),
-        time_offset_sec=float(case.get('skip_first_chunk', 0)))
+        time_offset_sec=float(case.get('skip_first_chunk') or 0))
 
 
 def check_case(model: Model, folder: Path, name: str) -> Outcome:
