@@ -134,7 +134,7 @@ class Client:
     """What a robot's other programs do with the node, in this process, for one namespace."""
 
     def __init__(self, namespace: str) -> None:
-        self.namespace = namespace
+        self._full_name = f'{namespace}/svlm'.lstrip('/')
         self.node = rclpy.create_node('client', namespace=namespace)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
@@ -294,11 +294,11 @@ class Client:
 
     def camera_status(self, camera: str) -> tuple[bytes, str, dict[str, str]]:
         """Return level, message and values of a camera in the newest diagnostics."""
-        return _parts(self.diagnostics.get(f'svlm: camera {camera}'))
+        return _parts(self.diagnostics.get(f'{self._full_name}: camera {camera}'))
 
     def engine_status(self) -> tuple[bytes, str, dict[str, str]]:
         """Return level, message and values of the engine in the newest diagnostics."""
-        return _parts(self.diagnostics.get('svlm: engine'))
+        return _parts(self.diagnostics.get(f'{self._full_name}: engine'))
 
 
 @contextmanager

@@ -56,8 +56,7 @@ def test_the_engines_status(changes: dict[str, Any], level: bytes, message: str)
     ({'received': 0}, DiagnosticStatus.OK, 'waiting for the first image'),
     ({'watching': False}, DiagnosticStatus.OK, 'not watched'),
     ({'silent_sec': 6.04, 'publishers': 0}, DiagnosticStatus.WARN,
-     'no frame on /front/image for 6.0 s; 0 publishers: check the camera and the parameter '
-     'topics'),
+     'no frame on /front/image for 6.0 s; 0 publishers: check the camera and the parameter'),
     ({'silent_sec': 6.0, 'publishers': 2}, DiagnosticStatus.WARN, '; 2 publishers: check the '),
     ({'incompatible': ('RELIABILITY',), 'silent_sec': 6.0}, DiagnosticStatus.WARN,
      'set qos_overrides./front/image.subscription.reliability to best_effort'),

@@ -134,7 +134,7 @@ def test_a_model_that_cannot_be_loaded_fails_configure_and_can_be_corrected(
     client.wait_until(lambda: client.engine_status()[0] != DiagnosticStatus.ERROR, 'diagnostics')
 
 
-def test_a_topic_that_cannot_be_subscribed_fails_and_can_be_corrected(client: Client) -> None:
+def test_cameras_and_topics_that_do_not_match_are_refused(client: Client) -> None:
     [result] = client.set_parameters(cameras=['front', 'front'])
     assert not result.successful
     assert 'each name once' in result.reason
@@ -155,6 +155,15 @@ def test_settings_may_change_before_configure_and_are_taken(client: Client) -> N
     assert not result.successful
     assert client.transition(Transition.TRANSITION_CLEANUP)
     assert client.set_parameters(frame_rate_hz=2.0)[0].successful
+
+
+def test_a_subscription_that_cannot_be_made_is_reported_and_the_node_lives() -> None:
+    name = 'qos_overrides./wrong/front/image.subscription.reliability'
+    with (running_node('wrong', cameras=['front'], **{name: 'mostly'}) as node,
+          client_of('wrong') as client):
+        line = node.wait_for_log('Failed to activate')
+        assert 'mostly' in line
+        client.wait_for_state('unconfigured')
 
 
 # Signals: each needs a process of its own.

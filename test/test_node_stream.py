@@ -29,13 +29,14 @@ def _ros() -> Iterator[None]:
 
 @pytest.fixture(scope='module')
 def node() -> Iterator[NodeProcess]:
-    # Reliable where every image counts, which also shows that QoS overrides work.
+    # Every image counts here, which also shows that QoS overrides work.
+    overrides = {
+        f'qos_overrides./{NAMESPACE}/{camera}/image.subscription.{policy}': value
+        for camera in ('front', 'rear')
+        for policy, value in (('reliability', 'reliable'), ('depth', 100))}
     with running_node(
             NAMESPACE, cameras=['front', 'rear'], silence_timeout_sec=3.0,
-            diagnostics_period_sec=0.2, **{
-                f'qos_overrides./{NAMESPACE}/front/image.subscription.reliability': 'reliable',
-                f'qos_overrides./{NAMESPACE}/rear/image.subscription.reliability': 'reliable',
-            }) as process:
+            diagnostics_period_sec=0.2, **overrides) as process:
         yield process
 
 

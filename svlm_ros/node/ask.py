@@ -29,6 +29,10 @@ from svlm_ros.srv import Ask
 EXIT_ANSWERED, EXIT_FAILED, EXIT_NO_NODE, EXIT_CANCELLED = 0, 1, 3, 130
 
 POLL_SEC = 0.1
+
+# The node must have discovered this process too: Fast DDS drops a response to a client that the
+# server has not matched yet, and nothing on this side tells.
+SETTLE_SEC = 0.3
 CANCEL_WAIT_SEC = 5.0
 
 
@@ -141,6 +145,7 @@ def _wait_for(ready: Callable[[], bool], timeout_sec: float, interrupt: Interrup
         if interrupt.count or time.monotonic() > deadline:
             return False
         time.sleep(POLL_SEC / 2)
+    time.sleep(SETTLE_SEC)
     return True
 
 

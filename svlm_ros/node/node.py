@@ -383,7 +383,8 @@ class SvlmNode(LifecycleNode):
         cameras = [camera.health(self._worker.stats(camera.name), cache_tokens)
                    for camera in self._cameras.values() if self._worker is not None]
         self._diagnostics.publish(diagnostic_array(
-            self.get_clock().now().to_msg(), self.get_name(), self._engine_health(), cameras))
+            self.get_clock().now().to_msg(), self.get_fully_qualified_name().lstrip('/'),
+            self._engine_health(), cameras))
 
     def _engine_health(self) -> EngineHealth:
         worker, info = self._worker, self._engine_info
