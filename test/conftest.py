@@ -61,6 +61,8 @@ os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 # Programs that tests start run these sources too, from whatever folder.
 os.environ['PYTHONPATH'] = os.pathsep.join(
     filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+# What a program says must come when it says it, also where nobody set this.
+os.environ.pop('PYTHONUNBUFFERED', None)
 # A test that needs a model must make it or skip, never fetch it.
 os.environ['HF_HUB_OFFLINE'] = '1'
 
