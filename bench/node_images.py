@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""Measures what an image costs rclpy before any model sees it. Not for: the engine's speed.
+"""Measures what an image costs the node, beside a bare rclpy subscriber. Not for: the engine.
 
     python bench/node_images.py                  the table of README.md, about two minutes
     python bench/node_images.py --help           other cameras, sizes, QoS, stalls
 
 Every camera is a process of its own that publishes rgb8 at 30 Hz; the receiver is one process with
-a SingleThreadedExecutor that subscribes in one of two ways and converts the 2 frames per second
-that a stream samples:
+a SingleThreadedExecutor that takes every image and converts the 2 frames per second that a stream
+samples, in one of three ways:
 
-    message   an ordinary subscription: rclpy makes a sensor_msgs/Image of every frame
-    raw       `raw=True`: rclpy hands over the serialised bytes; the stamp is read from them, and
+    node      the whole node with the model `null`, describing every round; its QoS is its own
+
+    message   the baseline, a bare subscriber: rclpy makes a sensor_msgs/Image of every frame
+    raw       the same with `raw=True`: rclpy hands over the serialised bytes; the stamp is read from them, and
               only sampled frames are deserialised
 
 and with the allocator as it comes or with `svlm_ros.node.memory` applied (malloc: default, kept).
@@ -37,10 +39,12 @@ import math
 import os
 from pathlib import Path
 import platform
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from typing import Any
 
@@ -159,7 +163,7 @@ class Receiver:
         stamp = message.header.stamp
         if self._sampled(camera, stamp.sec, stamp.nanosec):
             decode_image(message)
-        self._note(stamp.sec, stamp.nanosec)
+        self.note(stamp.sec, stamp.nanosec)
 
     def on_bytes(self, camera: int, data: bytes) -> None:
         """Take one frame of a subscription with `raw=True`."""
@@ -168,7 +172,7 @@ class Receiver:
         sec, nanosec = STAMP.unpack_from(data, STAMP_OFFSET)
         if self._sampled(camera, sec, nanosec):
             decode_image(deserialize_message(data, Image))
-        self._note(sec, nanosec)
+        self.note(sec, nanosec)
 
     def seconds_since_last(self) -> float:
         """Return how long no frame has come, 0 before the first."""
@@ -190,7 +194,8 @@ class Receiver:
         self._places[camera] = place
         return new
 
-    def _note(self, sec: int, nanosec: int) -> None:
+    def note(self, sec: int, nanosec: int) -> None:
+        """Note that the frame with this stamp has been dealt with."""
         self.service_ms.append((time.perf_counter() - self._taken_at()) * 1e3)
         self.latency_ms.append((time.time_ns() - sec * 10 ** 9 - nanosec) / 1e6)
         self._last = (time.process_time(), time.monotonic())
@@ -232,6 +237,39 @@ def receive(case: Case) -> Measured:
         executor.spin_once(timeout_sec=0.2)
     node.destroy_node()
     rclpy.try_shutdown()
+    return receiver.measured()
+
+
+def receive_with_node(case: Case) -> Measured:
+    """Run the node until the cameras fall silent; return what its image callbacks cost."""
+    from svlm_ros.node import main as program
+    from svlm_ros.node.cameras import Camera
+
+    taken = {'at': 0.0}
+    receiver = Receiver(case, lambda: taken['at'])
+    on_message = Camera._on_message
+
+    class TimedExecutor(program.SingleThreadedExecutor):
+        def _take_subscription(self, sub: Any) -> Any:
+            taken['at'] = time.perf_counter()
+            return super()._take_subscription(sub)
+
+    def timed(camera: Camera, message: Any) -> None:
+        on_message(camera, message)
+        receiver.note(message.header.stamp.sec, message.header.stamp.nanosec)
+
+    def end_when_silent() -> None:
+        give_up = time.monotonic() + 20.0 + case.seconds
+        while time.monotonic() < give_up and receiver.seconds_since_last() < 1.5:
+            time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    program.SingleThreadedExecutor = TimedExecutor      # type: ignore[misc]
+    Camera._on_message = timed      # type: ignore[method-assign]
+    threading.Thread(target=end_when_silent, daemon=True).start()
+    names = ', '.join(f'camera_{camera}' for camera in range(case.cameras))
+    program.main(['svlm_node', '--ros-args', '--log-level', 'warn', '-p', 'model:=null', '-p',
+                  'autostart:=true', '-p', f'cameras:=[{names}]'])
     return receiver.measured()
 
 
@@ -297,7 +335,7 @@ def table(base: Case) -> Iterator[Case]:
     for cameras, width, height in ((1, 640, 480), (4, 640, 480), (1, 1920, 1080)):
         for profile_on, malloc, take in (
                 ('none', 'default', 'message'), ('both', 'default', 'message'),
-                ('both', 'kept', 'message'), ('both', 'kept', 'raw')):
+                ('both', 'kept', 'message'), ('both', 'kept', 'raw'), ('both', 'kept', 'node')):
             yield replace(base, cameras=cameras, width=width, height=height,
                           profile_on=profile_on, malloc=malloc, take=take)
 
@@ -320,7 +358,7 @@ def arguments() -> argparse.ArgumentParser:
     one = parser.add_argument_group('one row instead of the table')
     one.add_argument('--cameras', type=int, help='how many; asks for one row')
     one.add_argument('--size', default='640x480', help='WIDTHxHEIGHT')
-    one.add_argument('--take', choices=('message', 'raw'), default=Case.take,
+    one.add_argument('--take', choices=('message', 'raw', 'node'), default=Case.take,
                      help='how to subscribe')
     one.add_argument('--profile-on', choices=('none', 'both', 'publisher', 'receiver'),
                      default=Case.profile_on, help='who uses config/fastdds.xml')
@@ -348,7 +386,9 @@ def main() -> None:
     """Print the table, or be one process of it."""
     given = arguments().parse_args()
     if given.role == 'receive':
-        print(json.dumps(asdict(receive(Case(**json.loads(given.case))))))
+        case = Case(**json.loads(given.case))
+        seen = receive_with_node(case) if case.take == 'node' else receive(case)
+        print(json.dumps(asdict(seen)))
     elif given.role:
         publish(Case(**json.loads(given.case)), int(given.role.partition(':')[2]))
     else:
