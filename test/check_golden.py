@@ -27,7 +27,7 @@ sys.path.insert(0, str(HERE.parent))    # these sources, not a copy installed ea
 
 from svlm_ros.engine.config import StreamConfig  # noqa: E402
 from svlm_ros.engine.context import Context  # noqa: E402
-from svlm_ros.engine.model import Model, load_model  # noqa: E402
+from svlm_ros.engine.model import load_model, Model  # noqa: E402
 from svlm_ros.engine.stream import Stream  # noqa: E402
 from svlm_ros.engine.updates import Description  # noqa: E402
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from svlm_ros.engine.config import StreamConfig
-from svlm_ros.engine.context import Context, Grid, Kind, cache_tokens, scratch_tokens
+from svlm_ros.engine.context import cache_tokens, Context, Grid, Kind, scratch_tokens
 from svlm_ros.engine.prompt import Prompt
 from svlm_ros.engine.updates import EngineError, ErrorCode
 
@@ -67,7 +67,7 @@ class Robot:
         self.replies.append(reply)
 
 
-def words_of(reply, config):
+def words_of(reply):
     return [token for token in reply if token >= FIRST_WORD]
 
 
@@ -145,8 +145,8 @@ def test_no_word_is_lost_from_the_sink_nor_from_the_window(config, run):
     for each in run:
         robot.hear(*each)
     context = robot.context
-    live = [w for reply in robot.replies[-config.text_rounds:] for w in words_of(reply, config)]
-    moved = [w for reply in robot.replies[:-config.text_rounds] for w in words_of(reply, config)]
+    live = [w for reply in robot.replies[-config.text_rounds:] for w in words_of(reply)]
+    moved = [w for reply in robot.replies[:-config.text_rounds] for w in words_of(reply)]
     previous = context.text(Kind.PREVIOUS_TEXT)
     if len(moved) <= config.text_sink + config.text_window:
         assert previous == moved
@@ -190,7 +190,7 @@ def test_the_order_is_system_instruction_previous_text_then_rounds(config, run):
 def test_only_the_prompt_and_the_unfed_end_of_the_reply_need_prefill(config, run):
     """After the first round nothing is computed twice: what waits is at the sequence's end."""
     robot = Robot(config)
-    for number, (words, ending, shape) in enumerate(run):
+    for number, (words, _ending, shape) in enumerate(run):
         context = robot.context
         context.begin_round([40, 41], Grid(*shape, 2.0))
         pending = context.pending()

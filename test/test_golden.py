@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip('torch')
-from check_golden import HERE, TOLERANCE, check_case, load_traced_model  # noqa: E402
+from check_golden import check_case, HERE, load_traced_model, TOLERANCE
 
 GOLDEN = HERE / 'data' / 'golden'
 

@@ -1,4 +1,6 @@
 """Cutting a live stream into rounds: by stamps alone, newest first when the model is late."""
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
@@ -107,7 +109,7 @@ def test_any_stamps_give_ordered_rounds_of_bounded_size(stamps, fps, per_round):
         assert 1 <= len(new.frames) <= per_round
         stamps_ns = [f.stamp_ns for f in new.frames]
         assert stamps_ns == sorted(set(stamps_ns))
-    for before, after in zip(rounds, rounds[1:], strict=False):
+    for before, after in pairwise(rounds):
         assert after.restart or after.index > before.index
 
 

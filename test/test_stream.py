@@ -7,7 +7,14 @@ import pytest
 from svlm_ros.engine.config import SamplingConfig, StreamConfig
 from svlm_ros.engine.rounds import Round
 from svlm_ros.engine.updates import (
-    Answer, Description, EngineError, ErrorCode, FinishReason, Frame, Token)
+    Answer,
+    Description,
+    EngineError,
+    ErrorCode,
+    FinishReason,
+    Frame,
+    Token,
+)
 
 torch = pytest.importorskip('torch')
 from svlm_ros.engine.context import Kind  # noqa: E402
@@ -220,7 +227,7 @@ def test_time_that_jumps_back_starts_the_stream_anew(model):
     fresh = said(watch(model.open_stream('camera', CONFIG), range(3)))
     stream = model.open_stream('camera', CONFIG)
     watch(stream, range(7))
-    again = [list(stream.describe(a_round(0, restart=True)))[-1]] + watch(stream, range(1, 3))
+    again = [list(stream.describe(a_round(0, restart=True)))[-1], *watch(stream, range(1, 3))]
     assert said(again) == fresh
 
 
@@ -243,7 +250,7 @@ def test_a_reset_fails_the_question_under_way_and_the_next_one_until_something_i
 def test_a_question_that_cannot_be_asked_is_refused_with_a_reason(model, question):
     stream = model.open_stream('camera', CONFIG)
     watch(stream, [0])
-    with pytest.raises(EngineError, match='empty|at most 32') as error:
+    with pytest.raises(EngineError, match=r'empty|at most 32') as error:
         next(stream.ask(question))
     assert error.value.code is ErrorCode.INVALID_QUESTION
 

@@ -10,8 +10,17 @@ from svlm_ros.engine.config import StreamConfig
 from svlm_ros.engine.null import NullEngine, NullStream
 from svlm_ros.engine.updates import EngineError, ErrorCode, Frame
 from svlm_ros.engine.worker import (
-    Answered, AnswerProgress, Described, InstructionRefused, Loaded, LoadFailed, QuestionFailed, StreamFailed,
-    StreamRestarted, Worker)
+    Answered,
+    AnswerProgress,
+    Described,
+    InstructionRefused,
+    Loaded,
+    LoadFailed,
+    QuestionFailed,
+    StreamFailed,
+    StreamRestarted,
+    Worker,
+)
 
 SECOND = 1_000_000_000
 IMAGE = np.zeros((4, 6, 3), np.uint8)

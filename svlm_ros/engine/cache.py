@@ -5,6 +5,7 @@ once and never move. Keys are kept unrotated; the rotated keys that attention re
 from them whenever positions change, so that nothing is ever rotated twice.
 """
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -109,20 +110,21 @@ class Step:
 
 
 def attend(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-           attention_mask: None, *, step: Step, scaling: float,
+           attention_mask: None, *,  # noqa: ARG001  transformers passes it; ours is in `step`
+           step: Step, scaling: float,
            **_: object) -> tuple[torch.Tensor, None]:
     """Write the new tokens' states, then attend over the cache: transformers' attention function.
 
     :param query: unrotated, [1, heads, tokens, head_dim]; `key`, `value` have kv_heads.
     :return: [1, tokens, heads, head_dim].
     """
-    cache, layer = step.cache, module.layer_idx
+    cache, layer = step.cache, cast(int, module.layer_idx)
     cache.raw_keys[layer][:, step.slots] = key[0]
     cache.keys[layer][:, step.slots] = rotate(key[0], step.cos, step.sin)
     cache.values[layer][:, step.slots] = value[0]
     keys = cache.keys[layer][:, step.first:step.end]        # [kv_heads, slots, head_dim]
     values = cache.values[layer][:, step.first:step.end]
-    kv_heads, _, head_dim = keys.shape
+    kv_heads, head_dim = keys.shape[0], keys.shape[2]
     tokens = query.shape[2]
     # Grouped queries: heads of one group share keys; nothing is repeated in memory.
     queries = rotate(query[0], step.cos, step.sin).view(kv_heads, -1, tokens, head_dim)

@@ -4,7 +4,7 @@ Not for: parameters of the ROS node (`svlm_ros.node.parameters` maps them onto t
 """
 from dataclasses import dataclass, field
 import math
-from typing import Literal, get_args
+from typing import get_args, Literal
 
 Policy = Literal['streaming', 'sliding_window', 'recompute', 'full']
 PositionMode = Literal['contiguous', 'native']
@@ -13,7 +13,7 @@ DEFAULT_INSTRUCTION = 'Describe what the camera shows, as it happens.'
 
 
 class ConfigError(ValueError):
-    """A setting is out of its range; the message says which, what was given and what is allowed."""
+    """A setting is out of its range; the message says which, what was given, what is allowed."""
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:

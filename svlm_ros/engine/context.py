@@ -215,7 +215,7 @@ class Context:
             self._place_branches()
 
     def append(self, token: int) -> float:
-        """Take a generated token into the current reply; return its position, on all three axes."""
+        """Take a generated token into the current reply; return its position on all three axes."""
         if self.spans[-1].kind is not Kind.REPLY:
             self._add(Kind.REPLY, [], self.round)
         reply = self.spans[-1]

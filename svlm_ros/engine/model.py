@@ -12,11 +12,15 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import (
-    AttentionInterface, AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration)
+    AttentionInterface,
+    AutoConfig,
+    AutoTokenizer,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
-from svlm_ros.engine.cache import NAME, KVCache, RotaryRule, Step, attend
+from svlm_ros.engine.cache import attend, KVCache, NAME, RotaryRule, Step
 from svlm_ros.engine.config import StreamConfig
-from svlm_ros.engine.context import Grid, cache_tokens, scratch_tokens
+from svlm_ros.engine.context import cache_tokens, Grid, scratch_tokens
 from svlm_ros.engine.prompt import build_prompt
 from svlm_ros.engine.random_model import build_model, build_tokenizer
 from svlm_ros.engine.stream import Stream
@@ -111,8 +115,8 @@ class Model:
         """
         vision = self._vision_config
         unit = vision.patch_size * vision.spatial_merge_size
-        height, width = fitted_size(*images[-1].shape[:2], unit, config.min_pixels,
-                                    config.max_pixels)
+        height, width = images[-1].shape[:2]
+        height, width = fitted_size(height, width, unit, config.min_pixels, config.max_pixels)
         temporal = vision.temporal_patch_size
         return Grid(-(-len(images) // temporal), height // unit, width // unit,
                     temporal / config.frame_rate_hz * vision.tokens_per_second)

@@ -8,7 +8,14 @@ import time
 from svlm_ros.engine.config import StreamConfig
 from svlm_ros.engine.rounds import Round
 from svlm_ros.engine.updates import (
-    Answer, Description, EngineError, ErrorCode, FinishReason, Frame, Token)
+    Answer,
+    Description,
+    EngineError,
+    ErrorCode,
+    FinishReason,
+    Frame,
+    Token,
+)
 from svlm_ros.engine.worker import EngineInfo
 
 

@@ -1,4 +1,4 @@
-"""The token ids of every fixed piece of the retained sequence; the one place that knows the prompt.
+"""The token ids of every fixed piece of the retained sequence: all that knows the prompt.
 
 Inference and training build their sequences from these pieces, so that they cannot differ.
 Not for: which pieces are retained, and in which order (see context.py).

@@ -3,10 +3,13 @@
 For tests, benchmarks and machines without a checkpoint: everything runs as with a trained model,
 but the words mean nothing. Not for: loading checkpoints (see model.py).
 """
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, Tokenizer, trainers
 import torch
 from transformers import (
-    PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration)
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
 from svlm_ros.engine.prompt import CHATML_TEMPLATE, SILENCE_TEXT
 

@@ -1,4 +1,4 @@
-"""Cuts a live stream of frames into rounds by their stamps; keeps the newest when the model is late.
+"""Cuts a stream of frames into rounds by their stamps; keeps the newest when the model is late.
 
 Pure bookkeeping, no torch and no ROS: the same stamps give the same rounds at any arrival speed.
 Not for: scaling or encoding images.

@@ -5,8 +5,11 @@ import zlib
 
 import torch
 from transformers import (
-    LogitsProcessorList, RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper,
-    TopPLogitsWarper)
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from svlm_ros.engine.config import SamplingConfig
 

@@ -20,7 +20,14 @@ from svlm_ros.engine.prompt import encode, time_label
 from svlm_ros.engine.rounds import Round, RoundAssembler
 from svlm_ros.engine.sampling import Sampler, TokenChooser
 from svlm_ros.engine.updates import (
-    Answer, Description, EngineError, ErrorCode, FinishReason, Frame, Token)
+    Answer,
+    Description,
+    EngineError,
+    ErrorCode,
+    FinishReason,
+    Frame,
+    Token,
+)
 
 if TYPE_CHECKING:
     from svlm_ros.engine.model import Model

@@ -1,4 +1,4 @@
-"""What goes into a stream and what comes out of it: frames, tokens, descriptions, answers, failures.
+"""What goes into a stream and comes out of it: frames, tokens, descriptions, answers, failures.
 
 Plain data without torch or ROS; the node turns it into messages, replay into a bag.
 """

@@ -12,8 +12,7 @@ from typing import Protocol
 
 from svlm_ros.engine.config import StreamConfig
 from svlm_ros.engine.rounds import Round, RoundAssembler
-from svlm_ros.engine.updates import (
-    Answer, Description, EngineError, ErrorCode, Frame, Token)
+from svlm_ros.engine.updates import Answer, Description, EngineError, ErrorCode, Frame, Token
 
 log = logging.getLogger(__name__)
 
@@ -290,7 +289,8 @@ class Worker:
                                   f'{self._max_questions} questions are under way; ask again')
             question_id = self._shared.next_id
             self._shared.next_id += 1
-            self._shared.questions[question_id] = _Question(question_id, stream, question, max_tokens)
+            self._shared.questions[question_id] = _Question(
+                question_id, stream, question, max_tokens)
             self._wake.notify()
             return question_id
 
@@ -340,7 +340,7 @@ class Worker:
             self._engine = self._load()
             for name, channel in self._channels.items():
                 channel.stream = self._engine.open_stream(name, self._config)
-        except Exception as error:  # noqa: BLE001  a failed load is an answer, not a crash
+        except Exception as error:
             log.debug('load failed', exc_info=True)
             self._release()
             self._on_event(LoadFailed(f'{type(error).__name__}: {error}'))
@@ -353,7 +353,7 @@ class Worker:
                         self._step_description(name, channel)
                 for question in list(self._shared.questions.values()):
                     self._step_question(question)
-        except Exception as error:  # noqa: BLE001  streams and questions catch their own
+        except Exception as error:
             log.exception('the engine thread ends on a defect')
             self._on_event(EngineDied(f'{type(error).__name__}: {error}'))
         finally:
@@ -407,7 +407,7 @@ class Worker:
                 channel.steps = channel.stream.describe(new)
             assert channel.steps is not None
             update = next(channel.steps)
-        except Exception as error:  # noqa: BLE001  the stream is reset and goes on
+        except Exception as error:
             log.debug('round failed', exc_info=True)
             channel.steps = None
             code, message = describe_failure(error)
@@ -434,7 +434,7 @@ class Worker:
                 question.steps.close()  # type: ignore[attr-defined]
                 raise EngineError(ErrorCode.CANCELLED, 'the question was cancelled')
             update = next(question.steps)
-        except Exception as error:  # noqa: BLE001  the question fails, the stream goes on
+        except Exception as error:
             code, message = describe_failure(error)
             if code in (ErrorCode.ENGINE_FAILURE, ErrorCode.OUT_OF_MEMORY):
                 log.debug('question failed', exc_info=True)
