@@ -11,8 +11,8 @@ samples, in one of three ways:
     node      the whole node with the model `null`, describing every round; its QoS is its own
 
     message   the baseline, a bare subscriber: rclpy makes a sensor_msgs/Image of every frame
-    raw       the same with `raw=True`: rclpy hands over the serialised bytes; the stamp is read from them, and
-              only sampled frames are deserialised
+    raw       the same with `raw=True`: rclpy hands over the serialised bytes; the stamp is read
+              from them, and only sampled frames are deserialised
 
 and with the allocator as it comes or with `svlm_ros.node.memory` applied (malloc: default, kept).
 `service` is the time from taking the message to the end of the callback, `latency` from the

@@ -8,12 +8,12 @@ The recording is of a humanoid's head camera. The words of the model `random` me
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
+from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from launch import LaunchDescription
 import svlm_ros
 
 SHARE = Path(get_package_share_directory('svlm_ros'))

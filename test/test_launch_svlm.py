@@ -9,12 +9,11 @@ pytest.importorskip('launch_ros', reason='needs a ROS installation with launch_r
 launch_pytest = pytest.importorskip('launch_pytest', reason='needs launch_pytest')
 
 from ament_index_python.packages import get_package_share_directory  # noqa: E402
+import launch  # noqa: E402
 from launch.actions import IncludeLaunchDescription, RegisterEventHandler  # noqa: E402
 from launch.event_handlers import OnProcessExit  # noqa: E402
 from launch.launch_description_sources import PythonLaunchDescriptionSource  # noqa: E402
 from ros_testing import client_of, ros  # noqa: E402
-
-import launch  # noqa: E402
 
 SHARE = Path(get_package_share_directory('svlm_ros'))
 NAMESPACE = 'launched'

@@ -13,6 +13,7 @@ from svlm_ros.engine.worker import (
     Answered,
     AnswerProgress,
     Described,
+    InstructionChanged,
     InstructionRefused,
     Loaded,
     LoadFailed,
@@ -228,8 +229,15 @@ def test_an_instruction_that_does_not_fit_is_refused_and_the_stream_goes_on(star
     worker, events = started(StubbornEngine)
     worker.set_instruction('Count.')
     assert events.wait(InstructionRefused)[0].message == '6 is too long'
+    assert not events.seen[InstructionChanged]
     offer(worker, 'a', 0, 0.5)
     events.wait(Described)
+
+
+def test_a_new_instruction_is_confirmed(started):
+    worker, events = started(streams=('a', 'b'))
+    worker.set_instruction('Count.')
+    assert events.wait(InstructionChanged)[0].instruction == 'Count.'
 
 
 def test_a_question_that_fails_is_answered_with_an_error_and_the_stream_goes_on(started):

@@ -150,11 +150,13 @@ class Context:
         :param previous_text: token ids of words said before.
         :param capacity: slots of the stream.
         :param scratch: slots of all questions together.
+        :raises EngineError: the instruction has more tokens than a question may have.
         """
         self.prompt = prompt
         self.config = config
         self.capacity = capacity
         self.scratch = scratch
+        self._check_instruction(instruction)
         self._instruction = list(instruction)
         self._seed = list(previous_text)
         self.branches: list[Branch] = []
@@ -175,12 +177,18 @@ class Context:
         self._begin_sequence(self._seed)
 
     def set_instruction(self, instruction: Sequence[int]) -> None:
-        """Pin another instruction, from the next round on."""
+        """Pin another instruction, from the next round on.
+
+        :raises EngineError: it has more tokens than a question may have.
+        """
+        self._check_instruction(instruction)
+        self._next_instruction = list(instruction)
+
+    def _check_instruction(self, instruction: Sequence[int]) -> None:
         if len(instruction) > self.config.max_question_tokens:
             raise EngineError(ErrorCode.ENGINE_FAILURE, (
                 f'the instruction has {len(instruction)} tokens; at most '
-                f'{self.config.max_question_tokens} fit'))
-        self._next_instruction = list(instruction)
+                f'{self.config.max_question_tokens} fit (max_question_tokens)'))
 
     # A round: begin_round, then append for each generated token, then end_reply.
 

@@ -137,10 +137,16 @@ class StreamRestarted:
 
 
 @dataclass(frozen=True)
-class InstructionRefused:
-    """A stream keeps its instruction: the new one does not fit."""
+class InstructionChanged:
+    """Every stream pins this instruction from its next round on."""
 
-    stream: str
+    instruction: str
+
+
+@dataclass(frozen=True)
+class InstructionRefused:
+    """The streams keep their instruction: the new one does not fit."""
+
     message: str
 
 
@@ -152,7 +158,7 @@ class EngineDied:
 
 
 Event = (Loaded | LoadFailed | Described | AnswerProgress | Answered | QuestionFailed
-         | StreamFailed | StreamRestarted | InstructionRefused | EngineDied)
+         | StreamFailed | StreamRestarted | InstructionChanged | InstructionRefused | EngineDied)
 
 
 @dataclass(frozen=True)
@@ -314,7 +320,7 @@ class Worker:
             self._wake.notify()
 
     def set_instruction(self, instruction: str) -> None:
-        """Pin another instruction, from each stream's next round on."""
+        """Pin another instruction; InstructionChanged or InstructionRefused follows."""
         with self._wake:
             self._shared.instruction = instruction
             self._wake.notify()
@@ -387,12 +393,14 @@ class Worker:
         return True
 
     def _instruct(self, instruction: str) -> None:
-        for name, channel in self._channels.items():
-            assert channel.stream is not None
-            try:
+        try:    # all streams have one tokenizer: if one refuses, the first does
+            for channel in self._channels.values():
+                assert channel.stream is not None
                 channel.stream.set_instruction(instruction)
-            except EngineError as error:
-                self._on_event(InstructionRefused(name, str(error)))
+        except EngineError as error:
+            self._on_event(InstructionRefused(str(error)))
+        else:
+            self._on_event(InstructionChanged(instruction))
 
     def _has_work(self) -> bool:
         return (self._shared.instruction is not None or bool(self._shared.questions)

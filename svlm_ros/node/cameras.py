@@ -36,9 +36,9 @@ from svlm_ros.node.images import decode_compressed, decode_image, ImageError
 from svlm_ros.node.messages import stamp_nanoseconds
 from svlm_ros.node.parameters import CameraSettings
 
-# Sensor data QoS. Deep enough for the executor to be held up for 150 ms at 30 frames per second;
-# every place costs the memory of one image in the middleware.
-DEPTH = 5
+# Sensor data QoS. Deep enough for the executor to be held up for 300 ms at 30 frames per second
+# (bench/node_images.py --stall 0.3); every place costs the memory of one image in the middleware.
+DEPTH = 10
 
 # A camera that sends nothing but bad images does so at 30 per second.
 BAD_IMAGE_LOG_PERIOD_SEC = 10.0

@@ -24,8 +24,11 @@ from svlm_ros.engine.worker import (
     AnswerProgress,
     Described,
     Engine,
+    EngineDied,
     EngineInfo,
     Event,
+    InstructionChanged,
+    InstructionRefused,
     Loaded,
     LoadFailed,
     QuestionFailed,
@@ -77,6 +80,7 @@ class SvlmNode(LifecycleNode):
         self._worker: Worker | None = None
         self._ending: list[Worker] = []
         self._engine_info: EngineInfo | None = None
+        self._instruction = ''
         self._load_failure = ''
         self._cameras: dict[str, Camera] = {}
         self._active = False
@@ -199,6 +203,7 @@ class SvlmNode(LifecycleNode):
             self._release()
             return False
         self._engine_info = info
+        self._instruction = settings.stream.instruction
         self._cameras = {
             camera.name: Camera(self, camera, settings.image_transport, worker, self._failures,
                                 self._now_ns)
@@ -283,6 +288,17 @@ class SvlmNode(LifecycleNode):
                                   f'{event.message}', f'stream {event.stream}', 5.0)
         elif isinstance(event, StreamRestarted):
             self.get_logger().info(f'Stream {event.stream!r} begins anew: {event.reason}')
+        elif isinstance(event, InstructionChanged):
+            self._instruction = event.instruction
+            self._publish_model_info()
+            self.get_logger().info(f'Instruction: {event.instruction}')
+        elif isinstance(event, InstructionRefused):
+            # The parameter must not claim what is not in force.
+            self._failures.report(f'Instruction refused: {event.message}')
+            self.set_parameters([Parameter('instruction', value=self._instruction)])
+        elif isinstance(event, EngineDied):
+            self._failures.report(f'The engine has ended on a defect ({event.message}); clean up '
+                                  'and configure the node again')
 
     def _on_described(self, event: Described) -> None:
         description = event.description
@@ -349,8 +365,6 @@ class SvlmNode(LifecycleNode):
         self._settings = read_settings(self)
         if 'instruction' in names and self._worker is not None:
             self._worker.set_instruction(self._settings.stream.instruction)
-            self._publish_model_info()
-            self.get_logger().info(f'Instruction: {self._settings.stream.instruction}')
         if 'diagnostics_period_sec' in names:
             self.destroy_timer(self._diagnostics_timer)
             self._diagnostics_timer = self._start_diagnostics()
@@ -358,8 +372,9 @@ class SvlmNode(LifecycleNode):
     def _publish_model_info(self) -> None:
         if self._engine_info is not None:
             info = replace(self._engine_info, model=self._settings.model)
+            stream = replace(self._settings.stream, instruction=self._instruction)
             self._model_info.publish(model_info_message(
-                info, self._settings.stream, list(self._cameras), self._now_ns()))
+                info, stream, list(self._cameras), self._now_ns()))
 
     # Time, silence, diagnostics.
 
