@@ -80,4 +80,9 @@ class BinaryDistribution(Distribution):
         return True
 
 
-setup(distclass=BinaryDistribution, cmdclass={'build_py': CMakeBuild})
+# Metadata beside the sources would be taken for an installed package when running from them.
+METADATA = ROOT / 'build' / 'metadata'
+METADATA.mkdir(parents=True, exist_ok=True)
+
+setup(distclass=BinaryDistribution, cmdclass={'build_py': CMakeBuild},
+      options={'egg_info': {'egg_base': str(METADATA.relative_to(ROOT))}})
