@@ -172,6 +172,8 @@ def load_model(name: str, device: str = 'auto', dtype: str = 'auto',
                           f'dtype is {dtype!r}; expected auto, float32 or bfloat16')
     if place.type == 'cpu':
         _share_the_processor()
+    else:   # cuDNN's attention prepares a plan per sequence length: half a second each, and kept
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if name == RANDOM:
         words = build_tokenizer()
         return Model(build_model(words), words, name, place, kind)

@@ -32,6 +32,7 @@ from svlm_ros.engine.updates import (
 if TYPE_CHECKING:
     from svlm_ros.engine.model import Model
 
+EXTENT_STEP = 64
 CHARACTERS_PER_TOKEN = 32       # a question longer than this times its tokens is not even encoded
 
 
@@ -200,7 +201,7 @@ class Stream:
     def _prefill(self, slots: np.ndarray, positions: np.ndarray,
                  pending: np.ndarray) -> torch.Tensor:
         """Compute the states of all pending tokens; each sees what stands before it."""
-        first, end = self.context.scratch, int(slots.max()) + 1
+        first, end = self.context.scratch, self._extent(int(slots.max()))
         order = np.full(end - first, len(slots))
         order[slots - first] = np.arange(len(slots))
         step = self._cache.begin(slots[pending], positions[:, pending],
@@ -233,12 +234,17 @@ class Stream:
         slot = self.context.spans[-1].slots[-1]
         self._visible[slot] = True
         first = self.context.scratch
-        end = int(np.flatnonzero(self._visible)[-1]) + 1
+        end = self._extent(int(np.flatnonzero(self._visible)[-1]))
         step = self._cache.begin(np.array([slot]), np.full((3, 1), position, np.float32),
                                  self._visible[None, first:end], first, end)
         logits = self._model.forward(self._model.embed_tokens([token]), step)
         self.context.written[slot] = True
         return logits
+
+    def _extent(self, last_slot: int) -> int:
+        """Return where attention may stop reading: few sizes, for which kernels are prepared."""
+        rounded = -(-(last_slot + 1) // EXTENT_STEP) * EXTENT_STEP
+        return min(rounded, len(self.context.written))
 
     # One question.
 
@@ -260,7 +266,7 @@ class Stream:
         new = np.array(branch.slots[branch.written:], np.int64)
         sees = branch.sees.copy()
         sees[branch.slots] = True
-        end = int(np.flatnonzero(sees)[-1]) + 1
+        end = self._extent(int(np.flatnonzero(sees)[-1]))
         mask = np.repeat(sees[None, :end], len(new), axis=0)
         mask[:, new] = np.tri(len(new), dtype=bool)
         positions = self.context.branch_positions(branch)[:, branch.written:]
