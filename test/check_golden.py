@@ -212,7 +212,9 @@ def find_tokenizer(folder: Path, scratch: Path) -> Path:
         if (place / 'vocab.json').exists():
             return place
     with tarfile.open(HERE / 'data' / 'qwen2_5_tokenizer.tar.xz') as archive:
-        archive.extractall(scratch / 'tokenizer', filter='data')
+        # Python before 3.11.4 has no filters; the archive is this repository's own.
+        safely = {'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}
+        archive.extractall(scratch / 'tokenizer', **safely)     # type: ignore[arg-type]
     return scratch / 'tokenizer'
 
 

@@ -233,8 +233,9 @@ def test_with_simulated_time_latency_is_exact_and_a_jump_back_begins_anew() -> N
         clock = client.publisher('/clock', Clock)
 
         def set_time(second: float) -> None:
-            clock.publish(Clock(clock=image(second).header.stamp))
-            client.spin(0.2)
+            for _ in range(10):     # best effort, and the node may be busy
+                clock.publish(Clock(clock=image(second).header.stamp))
+                client.spin(0.05)
 
         set_time(BASE + 2.5)
         assert client.show_round(BASE).latency == 2.0

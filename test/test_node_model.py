@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip('rclpy')
 pytest.importorskip('torch')
-from ros_testing import (  # noqa: E402
+from ros_testing import (
     CANCELED,
     Client,
     client_of,
@@ -16,8 +16,8 @@ from ros_testing import (  # noqa: E402
     SUCCEEDED,
 )
 
-from svlm_ros.action import AnswerQuestion  # noqa: E402
-from svlm_ros.msg import Answer  # noqa: E402
+from svlm_ros.action import AnswerQuestion
+from svlm_ros.msg import Answer
 
 INSTRUCTION = 'Say what moves.'
 
@@ -33,6 +33,7 @@ def node() -> Iterator[NodeProcess]:
 
 @pytest.fixture(scope='module')
 def client(node: NodeProcess) -> Iterator[Client]:
+    assert node.is_running
     with ros(), client_of('seeing') as one:
         one.wait_for_state('active')
         yield one

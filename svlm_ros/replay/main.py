@@ -143,6 +143,7 @@ class Outputs:
         if self._json_lines is not None:
             record = {'type': kind, 'log_time': log_ns, **fields}
             self._json_lines.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + '\n')
+            self._json_lines.flush()    # whoever reads a pipe gets each line as it is said
         if self._bag is not None and kind in ('model_info', 'description', 'answer'):
             self._bag.write(f'/svlm/{kind}', log_ns, fields)
 
