@@ -203,6 +203,56 @@ def test_only_the_prompt_and_the_unfed_end_of_the_reply_need_prefill(config, run
         context.end_reply()
 
 
+class PublishedRules:
+    """The published code's rules, written out a second time as plain lists."""
+
+    def __init__(self, config):
+        self.config = config
+        self.previous, self.rounds = [], []
+
+    def evict(self, number):
+        vision, text = self.config.vision_rounds, self.config.text_rounds
+        if number >= text:
+            old = self.rounds[number - text]
+            self.previous += old['reply'][:-2] if len(old['reply']) >= 3 else []
+            for part in ('ahead', 'reply', 'tail', *(['time'] if vision > text else [])):
+                old[part] = []
+        if number >= vision and vision < text:
+            self.rounds[number - vision]['vision'] = []
+        if number >= max(vision, text):
+            self.rounds[number - max(vision, text)].clear()
+        keep = self.config.text_window - 1
+        if number > 0 and len(self.previous) > self.config.text_sink + keep:
+            self.previous = (self.previous[:self.config.text_sink]
+                             + self.previous[len(self.previous) - keep:])
+
+    def sequence(self):
+        parts = ('uhead', 'time', 'vision', 'query', 'uend', 'ahead', 'reply', 'tail')
+        live = [token for each in self.rounds for part in parts for token in each.get(part, [])]
+        return [*PROMPT.system, *PROMPT.previous_head, *self.previous, *PROMPT.turn_end, *live]
+
+
+@settings(max_examples=150, deadline=None)
+@given(configs, rounds)
+def test_the_reference_follows_the_published_rules_to_the_letter(config, run):
+    config = replace(config, reference=True)
+    robot, rules = Robot(config), PublishedRules(config)
+    for number, (words, ending, shape) in enumerate(run):
+        rules.evict(number)
+        if rules.rounds and rules.rounds[-1].get('reply'):
+            rules.rounds[-1]['tail'] = list(PROMPT.tail)
+        pads = [PAD] * (shape[0] * shape[1] * shape[2])
+        rules.rounds.append({
+            'uhead': list(PROMPT.user_head), 'time': [40, 41],
+            'vision': [PROMPT.vision_start, *pads, PROMPT.vision_end],
+            'query': [30, 31] if number == 0 else [], 'uend': list(PROMPT.turn_end),
+            'ahead': list(PROMPT.assistant_head)})
+        robot.hear(words, ending, shape)
+        reply = robot.replies[-1]
+        rules.rounds[-1]['reply'] = reply if reply[-1] == END else [*reply, END]
+        assert robot.context.ids() == rules.sequence()
+
+
 def test_a_silent_round_leaves_no_words_behind():
     robot = Robot(CONFIG)
     for _ in range(10):

@@ -325,7 +325,6 @@ class Context:
         if branch.alive:
             branch.alive = False
             self.branches.remove(branch)
-            self.written[branch.slots] = False
             for slot in (*branch.slots, *branch.reserve):
                 heapq.heappush(self._free_scratch, slot)
 
