@@ -297,8 +297,9 @@ class SvlmNode(LifecycleNode):
             self._failures.report(f'Instruction refused: {event.message}')
             self.set_parameters([Parameter('instruction', value=self._instruction)])
         elif isinstance(event, EngineDied):
-            self._failures.report(f'The engine has ended on a defect ({event.message}); clean up '
+            self._load_failure = (f'the engine has ended on a defect ({event.message}); clean up '
                                   'and configure the node again')
+            self._failures.report(self._load_failure)
 
     def _on_described(self, event: Described) -> None:
         description = event.description
