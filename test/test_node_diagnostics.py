@@ -20,7 +20,8 @@ ENGINE = EngineHealth(
     last_error_age_sec=None)
 CAMERA = CameraHealth(
     name='front', topic='/front/image', watching=True, publishers=1, received=10, rate_hz=29.97,
-    bad_images=0, last_bad_image='', recent_bad_image=False, silent_sec=None, incompatible=(),
+    bad_images=0, last_bad_image='', recent_bad_image=False, silent_sec=None,
+    frozen_sec=None, incompatible=(),
     latency_sec=0.25, rounds=4, round_seconds=0.1, frames_used=8, frames_dropped=2,
     frames_out_of_order=0, cache_used=50, cache_tokens=200)
 

@@ -185,6 +185,21 @@ def test_a_silent_camera_is_reported_with_the_number_of_its_publishers(
     client.wait_until(lambda: 'no frame' not in client.camera_status('front')[1], 'diagnostics')
 
 
+def test_stamps_that_do_not_advance_are_reported(client: Client, node: NodeProcess) -> None:
+    client.show_round(BASE)
+    before, topic = len(node.log), f'/{NAMESPACE}/front/image'
+    deadline = time.monotonic() + 20.0
+    while f'the stamps of the images on {topic} have not' not in node.log[before:]:
+        assert time.monotonic() < deadline
+        client.publisher('front/image').publish(image(BASE + 1.0))
+        client.spin(0.2)
+    client.publisher('front/image').publish(image(BASE + 1.0))
+    client.wait_until(lambda: 'have not advanced' in client.camera_status('front')[1],
+                      'diagnostics')
+    client.show_round(BASE + 2)
+    node.wait_for_log(f'The stamps on {topic} advance again', before)
+
+
 def test_silence_without_publishers_says_so(client: Client, node: NodeProcess) -> None:
     client.show_round(BASE)
     before = len(node.log)

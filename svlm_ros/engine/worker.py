@@ -16,6 +16,8 @@ from svlm_ros.engine.updates import Answer, Description, EngineError, ErrorCode,
 
 log = logging.getLogger(__name__)
 
+STAMPS_JUMPED_BACK = 'the stamps jumped back'
+
 
 @dataclass(frozen=True)
 class EngineInfo:
@@ -387,7 +389,7 @@ class Worker:
         for name, channel, new in rounds:
             if new is not None:
                 if new.restart:
-                    self._on_event(StreamRestarted(name, 'the stamps jumped back'))
+                    self._on_event(StreamRestarted(name, STAMPS_JUMPED_BACK))
                 channel.started = time.monotonic()
                 channel.new = new
         return True

@@ -28,6 +28,7 @@ from svlm_ros.engine.worker import StreamStats, Worker
 from svlm_ros.node.diagnostics import (
     CameraHealth,
     Failures,
+    frozen_message,
     incompatible_qos_advice,
     RECENT_SEC,
     silence_message,
@@ -83,6 +84,9 @@ class Camera:
         self._subscription: Subscription | None = None
         self._heard_at = 0.0
         self._silent = False
+        self._newest_stamp_ns = -1
+        self._advanced_at = 0.0
+        self._frozen = False
         self._received = 0
         self._bad_images = 0
         self._bad_image = ''
@@ -102,8 +106,8 @@ class Camera:
         profile = QoSProfile(
             history=HistoryPolicy.KEEP_LAST, depth=DEPTH,
             reliability=ReliabilityPolicy.BEST_EFFORT, durability=QoSDurabilityPolicy.VOLATILE)
-        self._heard_at = time.monotonic()
-        self._silent = False
+        self._heard_at = self._advanced_at = time.monotonic()
+        self._silent = self._frozen = False
         self._incompatible.clear()
         self._subscription = self._node.create_subscription(
             self._transport.message_type, self.topic, self._on_message, profile,
@@ -119,13 +123,19 @@ class Camera:
             self._worker.flush(self.name)
 
     def check_silence(self, timeout_sec: float) -> None:
-        """Warn, once per silence, when no image has come for this long."""
-        silence = time.monotonic() - self._heard_at
-        if not self.watching or self._silent or silence < timeout_sec:
+        """Warn, once each time, when no image or no new stamp has come for this long."""
+        now = time.monotonic()
+        if not self.watching or self._silent:
             return
-        self._silent = True
-        self._worker.flush(self.name)
-        self._failures.report(silence_message(self.topic, silence, self._publishers()))
+        if now - self._heard_at >= timeout_sec:
+            self._silent = True
+            self._worker.flush(self.name)
+            self._failures.report(silence_message(
+                self.topic, now - self._heard_at, self._publishers()))
+        elif now - self._advanced_at >= timeout_sec and not self._frozen:
+            self._frozen = True
+            self._worker.flush(self.name)
+            self._failures.report(frozen_message(self.topic, now - self._advanced_at))
 
     def health(self, stats: StreamStats, cache_tokens: int) -> CameraHealth:
         """Return what diagnostics show; the rate is of the time since the last call."""
@@ -140,6 +150,7 @@ class Camera:
             recent_bad_image=(self._bad_image_at is not None
                               and now - self._bad_image_at < RECENT_SEC),
             silent_sec=now - self._heard_at if self._silent else None,
+            frozen_sec=now - self._advanced_at if self._frozen else None,
             incompatible=tuple(self._incompatible) if publishers else (),
             latency_sec=self.latency_sec,
             rounds=stats.rounds, round_seconds=stats.round_seconds,
@@ -150,6 +161,7 @@ class Camera:
     def _on_message(self, message: Any) -> None:
         self._hear()
         stamp_ns = self._stamp(message)
+        self._note_stamp(stamp_ns)
         if not self._worker.wants(self.name, stamp_ns):
             return
         try:
@@ -167,6 +179,16 @@ class Camera:
                 f'Frames on {self.topic} again after {now - self._heard_at:.1f} s')
         self._heard_at = now
         self._received += 1
+
+    def _note_stamp(self, stamp_ns: int) -> None:
+        """Take note of whether time goes on: rounds are cut by it alone."""
+        if stamp_ns == self._newest_stamp_ns:
+            return
+        self._newest_stamp_ns = stamp_ns
+        self._advanced_at = time.monotonic()
+        if self._frozen:
+            self._frozen = False
+            self._node.get_logger().info(f'The stamps on {self.topic} advance again')
 
     def _stamp(self, message: Any) -> int:
         stamp_ns = stamp_nanoseconds(message.header.stamp)

@@ -23,6 +23,7 @@ class CameraHealth:
     """One camera now; rates over the time since the last report.
 
     :param silent_sec: seconds since the last image, None while images come or nothing is watched.
+    :param frozen_sec: seconds since the stamps last advanced, None while they do.
     :param incompatible: names of QoS policies for which publishers were refused.
     :param latency_sec: of the newest description, None before the first.
     :param cache_tokens: tokens that the stream's cache holds, 0 where there is none.
@@ -38,6 +39,7 @@ class CameraHealth:
     last_bad_image: str
     recent_bad_image: bool
     silent_sec: float | None
+    frozen_sec: float | None
     incompatible: tuple[str, ...]
     latency_sec: float | None
     rounds: int
@@ -134,7 +136,7 @@ def engine_status(node_name: str, health: EngineHealth) -> DiagnosticStatus:
 
 
 def camera_status(node_name: str, health: CameraHealth) -> DiagnosticStatus:
-    """Return one camera's status: WARN when silent, refused or sending bad images."""
+    """Return one camera's status: WARN when silent, frozen, refused or sending bad images."""
     level, message = DiagnosticStatus.OK, 'images come'
     if not health.watching:
         message = 'not watched'
@@ -144,6 +146,9 @@ def camera_status(node_name: str, health: CameraHealth) -> DiagnosticStatus:
     elif health.silent_sec is not None:
         level = DiagnosticStatus.WARN
         message = silence_message(health.topic, health.silent_sec, health.publishers)
+    elif health.frozen_sec is not None:
+        level = DiagnosticStatus.WARN
+        message = frozen_message(health.topic, health.frozen_sec)
     elif health.recent_bad_image:
         level, message = DiagnosticStatus.WARN, health.last_bad_image
     elif health.received == 0:
@@ -172,6 +177,12 @@ def silence_message(topic: str, seconds: float, publishers: int) -> str:
               'check the camera driver and the QoS of its publisher')
     return (f'no frame on {topic} for {seconds:.1f} s; {publishers} publisher'
             f'{"" if publishers == 1 else "s"}: {advice}')
+
+
+def frozen_message(topic: str, seconds: float) -> str:
+    """Return what is said about a camera whose images all carry the same stamp."""
+    return (f'the stamps of the images on {topic} have not advanced for {seconds:.1f} s, so there '
+            'is nothing new to describe: check the clock of the camera driver or simulation')
 
 
 def incompatible_qos_advice(topic: str, policy: str) -> str:

@@ -32,6 +32,7 @@ from svlm_ros.engine.worker import (
     Loaded,
     LoadFailed,
     QuestionFailed,
+    STAMPS_JUMPED_BACK,
     StreamFailed,
     StreamRestarted,
     Worker,
@@ -287,7 +288,11 @@ class SvlmNode(LifecycleNode):
             self._failures.report(f'Stream {event.stream!r} failed: {event.code.name}: '
                                   f'{event.message}', f'stream {event.stream}', 5.0)
         elif isinstance(event, StreamRestarted):
-            self.get_logger().info(f'Stream {event.stream!r} begins anew: {event.reason}')
+            line = f'Stream {event.stream!r} begins anew: {event.reason}'
+            if event.reason == STAMPS_JUMPED_BACK:  # two drivers on one topic do it all the time
+                self._failures.report(line, line, 5.0)
+            else:
+                self.get_logger().info(line)
         elif isinstance(event, InstructionChanged):
             self._instruction = event.instruction
             self._publish_model_info()
