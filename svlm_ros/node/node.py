@@ -100,7 +100,8 @@ class SvlmNode(LifecycleNode):
         self.create_service(Trigger, '~/reset', self._on_reset)
         self.create_service(SetBool, '~/set_enabled', self._on_set_enabled)
         self.add_on_set_parameters_callback(self._on_set_parameters)
-        self.add_post_set_parameters_callback(self._on_parameters_set)
+        # Parameters change after their callback has returned; Humble has no callback for that.
+        self._parameters_changed = self.create_guard_condition(self._apply_parameters)
         self._diagnostics_timer = self._start_diagnostics()
         self.create_timer(SILENCE_CHECK_SEC, self._check_silence, clock=self._steady)
         self._jump_handle = self.get_clock().create_jump_callback(
@@ -362,16 +363,18 @@ class SvlmNode(LifecycleNode):
 
     def _on_set_parameters(self, changed: list[Parameter]) -> SetParametersResult:
         result = check_changes(self, changed, configured=self._worker is not None)
-        if not result.successful:
+        if result.successful:
+            self._parameters_changed.trigger()
+        else:
             self.get_logger().warning(f'Parameter refused: {result.reason}')
         return result
 
-    def _on_parameters_set(self, changed: list[Parameter]) -> None:
-        names = {parameter.name for parameter in changed}
-        self._settings = read_settings(self)
-        if 'instruction' in names and self._worker is not None:
-            self._worker.set_instruction(self._settings.stream.instruction)
-        if 'diagnostics_period_sec' in names:
+    def _apply_parameters(self) -> None:
+        before, self._settings = self._settings, read_settings(self)
+        now = self._settings
+        if now.stream.instruction != before.stream.instruction and self._worker is not None:
+            self._worker.set_instruction(now.stream.instruction)
+        if now.diagnostics_period_sec != before.diagnostics_period_sec:
             self.destroy_timer(self._diagnostics_timer)
             self._diagnostics_timer = self._start_diagnostics()
 
