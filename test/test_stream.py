@@ -312,6 +312,22 @@ def test_push_describes_a_round_as_soon_as_its_last_frame_is_there(model):
     assert (last.round_index, last.frames_used) == (1, 1)
 
 
+def test_pushing_goes_on_after_a_reset_and_after_time_that_jumps_back(model):
+    stream = model.open_stream('camera', CONFIG)
+
+    def push(*seconds):
+        updates = [u for second in seconds
+                   for u in stream.push(picture(int(2 * second) % 4), round(second * SECOND))]
+        return [u for u in updates if isinstance(u, Description)]
+
+    first = push(4, 4.5, 5, 5.5)
+    stream.reset()
+    assert push(4, 4.5, 5, 5.5) == first
+    again = push(2, 2.5, 3, 3.5)
+    assert [d.token_ids for d in again] == [d.token_ids for d in first]
+    assert [d.round_index for d in again] == [0, 1]
+
+
 def test_a_frame_that_cannot_be_scaled_is_an_error_and_the_stream_goes_on(model):
     stream = model.open_stream('camera', CONFIG)
     with pytest.raises(EngineError, match='4000x4 is too elongated'):

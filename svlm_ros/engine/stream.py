@@ -61,6 +61,8 @@ class Stream:
              frame_id: str = '') -> Iterator[Token | Description]:
         """Take a frame; describe the round that it completes, if it does.
 
+        The work is done while the iterator is consumed.
+
         :param image: uint8 [height, width, 3], RGB.
         :param stamp_ns: capture time.
         """
@@ -96,6 +98,10 @@ class Stream:
 
     def reset(self) -> None:
         """Forget everything seen and said; answers under way fail with STREAM_RESET."""
+        self._live.clear()
+        self._forget()
+
+    def _forget(self) -> None:
         self.context.reset()
         self._vision.clear()
         self._newest = None
@@ -106,7 +112,7 @@ class Stream:
         :raises EngineError: a frame cannot be scaled, or the context is full.
         """
         if new.restart:
-            self.reset()
+            self._forget()
         context, prompt = self.context, self._model.prompt
         logits = self._read(new)
         choose = self._chooser or self._sampler(f'{self._name}/{new.index}')
