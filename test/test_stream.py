@@ -1,5 +1,8 @@
 """The streaming loop over a small random model: exact states, questions without a trace."""
 from dataclasses import replace
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -387,6 +390,23 @@ def test_a_checkpoint_on_disk_loads_and_says_the_same(model, tmp_path):
     assert loaded.prompt == model.prompt
     assert said(watch(loaded.open_stream('camera', CONFIG), range(3))) == said(
         watch(model.open_stream('camera', CONFIG), range(3)))
+
+
+def test_a_hub_name_loads_offline_from_the_cache(tmp_path):
+    snapshot = tmp_path / 'hub' / 'models--lab--small' / 'snapshots' / ('0' * 40)
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(snapshot)
+    build_model(tokenizer).save_pretrained(snapshot)
+    refs = snapshot.parent.parent / 'refs'
+    refs.mkdir()
+    (refs / 'main').write_text('0' * 40)
+    program = ('from svlm_ros.engine.model import load_model\n'
+               'print(load_model("lab/small", "cpu").info.parameters)\n')
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True,
+                          check=False, env={**os.environ, 'HF_HOME': str(tmp_path),
+                                            'HF_HUB_OFFLINE': '1'})
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 1_000_000
 
 
 def test_another_family_is_refused(tmp_path):
