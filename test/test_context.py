@@ -294,6 +294,15 @@ def test_the_instruction_stays_for_ever_and_can_be_changed_between_rounds():
     assert list(waiting[:len(turn)]) == list(range(begins, begins + len(turn)))
 
 
+def test_a_changed_instruction_survives_a_reset_before_the_next_round():
+    robot = Robot(CONFIG)
+    robot.hear(3, 'silence+end', (1, 2, 2))
+    robot.context.set_instruction([50, 51, 52])
+    robot.context.reset()
+    robot.hear(3, 'silence+end', (1, 2, 2))
+    assert robot.context.text(Kind.INSTRUCTION)[2:-2] == [50, 51, 52]
+
+
 def test_in_reference_mode_the_instruction_leaves_with_round_0():
     robot = Robot(replace(CONFIG, reference=True))
     for number in range(8):
@@ -387,6 +396,17 @@ def test_a_question_sees_what_was_retained_and_never_what_came_later(config, bef
         places = context.positions()[:, branch.sees[context.slots()]]
         assert start == (places.max() + 1 if config.positions == 'contiguous' and places.size
                          else start)
+
+
+def test_with_native_positions_a_question_keeps_its_own_whatever_is_evicted_or_asked():
+    robot = Robot(replace(CONFIG, positions='native', max_questions=3))
+    robot.hear(3, 'silence+end', (1, 2, 2))
+    branch = robot.context.fork([60])
+    before = robot.context.branch_positions(branch).tolist()
+    for _ in range(9):
+        robot.hear(0, 'silence+end', (1, 2, 2))
+    robot.context.fork([61])
+    assert robot.context.branch_positions(branch).tolist() == before
 
 
 def test_a_reset_kills_questions_and_frees_their_slots():

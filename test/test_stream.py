@@ -315,6 +315,18 @@ def test_push_describes_a_round_as_soon_as_its_last_frame_is_there(model):
     assert (last.round_index, last.frames_used) == (1, 1)
 
 
+def test_a_round_under_way_ends_when_the_stream_is_reset(model):
+    stream = model.open_stream('camera', CONFIG)
+    fresh = said(watch(stream, range(2)))
+    steps = stream.describe(a_round(2))
+    next(steps)
+    stream.reset()
+    with pytest.raises(EngineError) as error:
+        list(steps)
+    assert error.value.code is ErrorCode.STREAM_RESET
+    assert said(watch(stream, range(2))) == fresh
+
+
 def test_pushing_goes_on_after_a_reset_and_after_time_that_jumps_back(model):
     stream = model.open_stream('camera', CONFIG)
 

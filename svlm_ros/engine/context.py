@@ -158,6 +158,7 @@ class Context:
         self.scratch = scratch
         self._check_instruction(instruction)
         self._instruction = list(instruction)
+        self._next_instruction: list[int] | None = None
         self._seed = list(previous_text)
         self.branches: list[Branch] = []
         self.reset()
@@ -172,8 +173,8 @@ class Context:
         self.written = np.zeros(self.scratch + self.capacity, bool)
         self.spans: list[Span] = []
         self.round = -1
-        self._last_position = -1.0
-        self._next_instruction: list[int] | None = None
+        if self._next_instruction is not None:
+            self._instruction, self._next_instruction = self._next_instruction, None
         self._begin_sequence(self._seed)
 
     def set_instruction(self, instruction: Sequence[int]) -> None:
@@ -219,8 +220,10 @@ class Context:
         if self.config.policy == 'recompute':
             self.written[:] = False
         if self.config.positions == 'contiguous':
-            self._last_position = float(self.positions()[0, -1])
-            self._place_branches()
+            positions = self.positions()
+            self._last_position = float(positions[0, -1])
+            for branch in self.branches:
+                branch.start = self._start_of(branch, positions)
 
     def append(self, token: int) -> float:
         """Take a generated token into the current reply; return its position on all three axes."""
@@ -307,8 +310,8 @@ class Context:
         sees[slots[seen]] = True
         taken = [heapq.heappop(self._free_scratch) for _ in range(needed)]
         branch = Branch(turn, taken[:len(turn)], taken[len(turn):], sees, self.round)
+        branch.start = self._start_of(branch, self.positions())
         self.branches.append(branch)
-        self._place_branches()
         return branch
 
     def extend(self, branch: Branch, token: int) -> None:
@@ -458,9 +461,7 @@ class Context:
         for slot in slots:
             heapq.heappush(self._free, slot)
 
-    def _place_branches(self) -> None:
-        """Let each branch follow the highest position among the tokens that it still sees."""
-        slots, positions = self.slots(), self.positions()
-        for branch in self.branches:
-            seen = positions[:, branch.sees[slots]]
-            branch.start = float(seen.max()) + 1 if seen.size else 0.0
+    def _start_of(self, branch: Branch, positions: np.ndarray) -> float:
+        """Return what follows the highest position among the tokens that a branch still sees."""
+        seen = positions[:, branch.sees[self.slots()]]
+        return float(seen.max()) + 1 if seen.size else 0.0

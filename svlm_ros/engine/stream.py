@@ -53,6 +53,7 @@ class Stream:
         self._visible = np.zeros(0, bool)
         self._newest: Frame | None = None
         self._newest_index = 0
+        self._resets = 0
         self._live = RoundAssembler(config.frames_per_round, config.frame_rate_hz)
 
     # For programs that run in one thread.
@@ -105,14 +106,17 @@ class Stream:
         self.context.reset()
         self._vision.clear()
         self._newest = None
+        self._resets += 1
 
     def describe(self, new: Round) -> Iterator[Token | Description]:
         """Read a round's frames, then yield its tokens and last its Description.
 
-        :raises EngineError: a frame cannot be scaled, or the context is full.
+        :raises EngineError: a frame cannot be scaled, the context is full, or the stream was reset
+            meanwhile (STREAM_RESET).
         """
         if new.restart:
             self._forget()
+        resets = self._resets
         context, prompt = self.context, self._model.prompt
         logits = self._read(new)
         choose = self._chooser or self._sampler(f'{self._name}/{new.index}')
@@ -126,6 +130,8 @@ class Stream:
                 log_probability += gain
                 position = context.append(token)
                 yield Token(token, decoder.text(token))
+                if resets != self._resets:
+                    raise EngineError(ErrorCode.STREAM_RESET, 'the stream was reset')
                 if token in prompt.end_ids or len(reply) == self._config.max_new_tokens:
                     break
                 logits = self._feed(token, position)
