@@ -409,10 +409,15 @@ class Context:
         if not self.config.reference:
             self._add(Kind.INSTRUCTION, self._instruction_turn(), -1)
         self._add(Kind.PREVIOUS_HEAD, prompt.previous_head, -1)
-        self._add(Kind.PREVIOUS_TEXT, previous_text, -1)
+        self._add(Kind.PREVIOUS_TEXT, self._fitting(previous_text), -1)
         self._add(Kind.PREVIOUS_END, prompt.turn_end, -1)
-        if not self.config.reference:
-            self._cut_previous_text()
+
+    def _fitting(self, previous_text: Sequence[int]) -> Sequence[int]:
+        """Return previous text cut to sink and window, before it takes slots."""
+        sink, window = self.config.text_sink, self.config.text_window
+        if self.config.reference or window is None or len(previous_text) <= sink + window:
+            return previous_text
+        return [*previous_text[:sink], *previous_text[-window:]]
 
     def _instruction_turn(self) -> list[int]:
         prompt = self.prompt
