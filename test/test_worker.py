@@ -12,6 +12,7 @@ from svlm_ros.engine.updates import EngineError, ErrorCode, Frame
 from svlm_ros.engine.worker import (
     Answered,
     AnswerProgress,
+    describe_failure,
     Described,
     InstructionChanged,
     InstructionRefused,
@@ -238,6 +239,12 @@ def test_a_new_instruction_is_confirmed(started):
     worker, events = started(streams=('a', 'b'))
     worker.set_instruction('Count.')
     assert events.wait(InstructionChanged)[0].instruction == 'Count.'
+
+
+def test_an_error_without_words_is_reported_like_any_other():
+    code, message = describe_failure(MemoryError())
+    assert code is ErrorCode.OUT_OF_MEMORY and 'MemoryError' in message
+    assert describe_failure(RuntimeError())[0] is ErrorCode.ENGINE_FAILURE
 
 
 def test_a_question_that_fails_is_answered_with_an_error_and_the_stream_goes_on(started):

@@ -380,8 +380,7 @@ class Worker:
             for _, channel, _ in resets:
                 channel.reset_reason = None
             rounds = [(name, channel, channel.inbox.pop())
-                      for name, channel in self._channels.items() if channel.steps is None
-                      or channel in [reset[1] for reset in resets]]
+                      for name, channel in self._channels.items() if channel.steps is None]
         for name, channel, reason in resets:
             self._restart(name, channel, reason or '')
         if instruction is not None:
@@ -496,7 +495,8 @@ def describe_failure(error: Exception) -> tuple[ErrorCode, str]:
     if isinstance(error, EngineError):
         return error.code, str(error)
     if type(error).__name__ == 'OutOfMemoryError' or isinstance(error, MemoryError):
+        reason = str(error).partition('\n')[0] or type(error).__name__
         return ErrorCode.OUT_OF_MEMORY, (
-            f'the device is out of memory ({str(error).splitlines()[0]}); lower max_pixels, '
-            'vision_rounds or the number of cameras')
+            f'the device is out of memory ({reason}); lower max_pixels, vision_rounds or the '
+            'number of cameras')
     return ErrorCode.ENGINE_FAILURE, f'{type(error).__name__}: {error}'
