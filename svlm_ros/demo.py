@@ -18,6 +18,7 @@ import tempfile
 import time
 from typing import Any, IO
 
+from svlm_ros.messages import NANOSECONDS, stamp_nanoseconds
 from svlm_ros.replay.bags import (
     BagError,
     base_topic,
@@ -216,8 +217,7 @@ class Client:
 
     def _on_description(self, message: Any) -> None:
         self.seen.descriptions.append(message)
-        stamp = message.header.stamp
-        seconds = (stamp.sec * 10 ** 9 + stamp.nanosec - self._start_ns) / 1e9
+        seconds = (stamp_nanoseconds(message.header.stamp) - self._start_ns) / NANOSECONDS
         self._terminal.line(f'[{message.stream} {seconds:5.1f} s] {message.text}')
 
     def wait(self, done: Callable[[], bool], timeout_sec: float, missing: str,

@@ -23,6 +23,11 @@ def time_fields(stamp_ns: int) -> Fields:
     return {'sec': sec, 'nanosec': nanosec}
 
 
+def stamp_nanoseconds(stamp: Any) -> int:
+    """Return a builtin_interfaces/Time, of rclpy or of rosbags, in nanoseconds since the epoch."""
+    return int(stamp.sec) * NANOSECONDS + int(stamp.nanosec)
+
+
 def header_fields(stamp_ns: int, frame_id: str) -> Fields:
     """Return the fields of a std_msgs/Header."""
     return {'stamp': time_fields(stamp_ns), 'frame_id': frame_id}

@@ -19,7 +19,7 @@ LONG = ' '.join(f'word{index}' for index in range(120))
 SLOW_LOAD = """
 import sys, time
 import svlm_ros.node.node
-svlm_ros.node.node.load_engine = lambda settings: time.sleep(60)
+svlm_ros.node.node.load_engine = lambda *_: time.sleep(60)
 from svlm_ros.node.main import main
 sys.exit(main())
 """

@@ -50,7 +50,6 @@ class Stream:
             model.prompt, config, encode(model.tokenizer, config.instruction),
             encode(model.tokenizer, config.previous_text), capacity, scratch)
         self._vision: dict[int, torch.Tensor] = {}      # embeddings of rounds without states
-        self._visible = np.zeros(0, bool)
         self._newest: Frame | None = None
         self._newest_index = 0
         self._resets = 0
@@ -198,17 +197,17 @@ class Stream:
             model.tokenizer, new.index * config.round_duration_sec + config.time_offset_sec,
             config.round_duration_sec)
         context.begin_round(label, grid)
-        if config.policy != 'recompute':
-            self._vision.clear()
+        live = {span.round for span in context.spans if span.kind is Kind.VISION}
+        self._vision = {number: kept for number, kept in self._vision.items()
+                        if config.policy == 'recompute' and number in live}
         self._vision[context.round] = embeddings
         slots, positions = context.slots(), context.positions()
-        pending = context.pending()
-        states = np.setdiff1d(np.arange(len(slots)), pending, assume_unique=True)
-        self._cache.place(slots[states], positions[:, states])
+        written = context.written[slots]
+        self._cache.place(slots[written], positions[:, written])
         for branch in context.branches:
-            written = np.array(branch.slots[:branch.written], np.int64)
-            self._cache.place(written, context.branch_positions(branch)[:, :branch.written])
-        return self._prefill(slots, positions, pending)
+            own = np.array(branch.slots[:branch.written], np.int64)
+            self._cache.place(own, context.branch_positions(branch)[:, :branch.written])
+        return self._prefill(slots, positions, context.pending())
 
     def _prefill(self, slots: np.ndarray, positions: np.ndarray,
                  pending: np.ndarray) -> torch.Tensor:
@@ -220,8 +219,6 @@ class Stream:
                                  order[None] <= pending[:, None], first, end)
         logits = self._model.forward(self._embed(pending), step)
         self.context.written[slots] = True
-        self._visible = np.zeros(len(self.context.written), bool)
-        self._visible[slots] = True
         return logits
 
     @torch.inference_mode()
@@ -230,28 +227,21 @@ class Stream:
         context = self.context
         embeddings = self._model.embed_tokens(np.array(context.ids())[pending].tolist())
         row, offset = {int(index): row for row, index in enumerate(pending)}, 0
-        live = set()
         for span in context.spans:
-            if span.kind is Kind.VISION:
-                live.add(span.round)
-                if offset in row:
-                    at = row[offset] + 1        # after the start mark
-                    embeddings[at:at + len(span.ids) - 2] = self._vision[span.round]
+            if span.kind is Kind.VISION and offset in row:
+                at = row[offset] + 1        # after the start mark
+                embeddings[at:at + len(span.ids) - 2] = self._vision[span.round]
             offset += len(span.ids)
-        self._vision = {key: value for key, value in self._vision.items() if key in live}
         return embeddings
 
     def _feed(self, token: int, position: float) -> torch.Tensor:
         """Compute the states of the newest generated token; return the next logits."""
-        slot = self.context.spans[-1].slots[-1]
-        self._visible[slot] = True
-        first = self.context.scratch
-        end = self._extent(int(np.flatnonzero(self._visible)[-1]))
+        slot, written = self.context.spans[-1].slots[-1], self.context.written
+        written[slot] = True
+        first, end = self.context.scratch, self._extent(int(np.flatnonzero(written)[-1]))
         step = self._cache.begin(np.array([slot]), np.full((3, 1), position, np.float32),
-                                 self._visible[None, first:end], first, end)
-        logits = self._model.forward(self._model.embed_tokens([token]), step)
-        self.context.written[slot] = True
-        return logits
+                                 written[None, first:end], first, end)
+        return self._model.forward(self._model.embed_tokens([token]), step)
 
     def _extent(self, last_slot: int) -> int:
         """Return where attention may stop reading: few sizes, for which kernels are prepared."""

@@ -28,6 +28,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from svlm_ros.engine.updates import Frame
 from svlm_ros.engine.worker import StreamStats, Worker
+from svlm_ros.messages import stamp_nanoseconds
 from svlm_ros.node.diagnostics import (
     CameraHealth,
     Failures,
@@ -37,7 +38,6 @@ from svlm_ros.node.diagnostics import (
     silence_message,
 )
 from svlm_ros.node.images import decode_compressed, decode_image, ImageError
-from svlm_ros.node.messages import stamp_nanoseconds
 from svlm_ros.node.parameters import CameraSettings
 
 # Sensor data QoS. Deep enough for the executor to be held up for 300 ms at 30 frames per second

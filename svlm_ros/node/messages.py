@@ -6,8 +6,6 @@ Not for: images (see images.py) or diagnostics (see diagnostics.py).
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from builtin_interfaces.msg import Time
-
 from svlm_ros.action import AnswerQuestion
 from svlm_ros.engine.config import StreamConfig
 from svlm_ros.engine.updates import Description
@@ -19,11 +17,6 @@ from svlm_ros.msg import ModelInfo
 from svlm_ros.srv import Ask
 
 Message = TypeVar('Message')
-
-
-def stamp_nanoseconds(stamp: Time) -> int:
-    """Return a stamp as nanoseconds since the epoch."""
-    return int(stamp.sec) * NANOSECONDS + int(stamp.nanosec)
 
 
 def fill(message: Message, fields: Fields) -> Message:

@@ -18,12 +18,12 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.timer import Timer
 from std_srvs.srv import SetBool, Trigger
 
+from svlm_ros.engine.load import load_engine
 from svlm_ros.engine.updates import EngineError, ErrorCode
 from svlm_ros.engine.worker import (
     Answered,
     AnswerProgress,
     Described,
-    Engine,
     EngineDied,
     EngineInfo,
     Event,
@@ -45,9 +45,7 @@ from svlm_ros.node.messages import description_message, model_info_message
 from svlm_ros.node.parameters import (
     check_changes,
     declare_parameters,
-    NULL_MODEL,
     read_settings,
-    Settings,
 )
 from svlm_ros.node.questions import Limits, Questions
 
@@ -195,7 +193,9 @@ class SvlmNode(LifecycleNode):
         # A new queue: a worker that was given up while loading must not speak to this node again.
         self._events = EventQueue(self._guard.trigger)
         self._worker = worker = Worker(
-            lambda: load_engine(settings), streams, settings.stream, self._events.put,
+            lambda: load_engine(settings.model, settings.device, settings.dtype,
+                                settings.null_token_delay_sec),
+            streams, settings.stream, self._events.put,
             max_questions=settings.stream.max_questions * len(streams))
         self.get_logger().info(f'Loading model {settings.model!r} on device '
                                f'{settings.device!r}; cameras: {", ".join(streams)}')
@@ -429,12 +429,3 @@ class SvlmNode(LifecycleNode):
         if self._engine_info is None:
             return 'loading'
         return 'active' if self._active else 'inactive'
-
-
-def load_engine(settings: Settings) -> Engine:
-    """Make the engine; runs on the engine thread, which is the only one to import torch."""
-    if settings.model == NULL_MODEL:
-        from svlm_ros.engine.null import NullEngine
-        return NullEngine(settings.null_token_delay_sec)
-    from svlm_ros.engine.model import load_model
-    return load_model(settings.model, device=settings.device, dtype=settings.dtype)

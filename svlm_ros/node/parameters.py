@@ -29,7 +29,6 @@ from svlm_ros.engine.config import ConfigError, SamplingConfig, StreamConfig
 
 TRANSPORTS = ('raw', 'compressed')
 DTYPES = ('auto', 'float32', 'bfloat16')
-NULL_MODEL = 'null'
 
 _CAMERA_NAME = re.compile(r'[A-Za-z][A-Za-z0-9_]*(/[A-Za-z][A-Za-z0-9_]*)*')
 _STREAM = StreamConfig()

@@ -15,7 +15,7 @@ from rosbags.serde import SerdeError
 from rosbags.typesys import get_types_from_msg, get_typestore, Stores
 from rosbags.typesys.store import Typestore
 
-from svlm_ros.messages import Fields, NANOSECONDS
+from svlm_ros.messages import Fields, stamp_nanoseconds
 from svlm_ros.share import share_file
 
 RAW_TYPE = 'sensor_msgs/msg/Image'
@@ -189,8 +189,7 @@ def read_images(reader: Reader, cameras: Sequence[Camera]) -> Iterator[BagImage 
         except (SerdeError, ValueError, IndexError, AssertionError, OSError) as error:
             yield BadImage(camera, log_ns, f'not a {connection.msgtype}: {error}')
             continue
-        stamp = message.header.stamp
-        yield BagImage(camera, log_ns, stamp.sec * NANOSECONDS + stamp.nanosec or log_ns,
+        yield BagImage(camera, log_ns, stamp_nanoseconds(message.header.stamp) or log_ns,
                        message.header.frame_id, message)
 
 

@@ -16,6 +16,7 @@ from rosbags.rosbag2 import Reader
 from tqdm import tqdm
 
 from svlm_ros.engine.config import ConfigError
+from svlm_ros.engine.load import load_engine
 from svlm_ros.engine.worker import Engine, EngineInfo
 from svlm_ros.messages import (
     answer_fields,
@@ -191,17 +192,13 @@ def decode(message: Any) -> Any:
     return decode_compressed(message) if hasattr(message, 'format') else decode_image(message)
 
 
-def load_engine(settings: Settings) -> Engine:
-    """Load the model; torch is imported only here, and not for `null`.
+def load_model_of(settings: Settings) -> Engine:
+    """Load the model that the settings name.
 
     :raises ModelError: whatever goes wrong.
     """
-    if settings.model == 'null':
-        from svlm_ros.engine.null import NullEngine
-        return NullEngine()
     try:
-        from svlm_ros.engine.model import load_model
-        return load_model(settings.model, settings.device, settings.dtype)
+        return load_engine(settings.model, settings.device, settings.dtype)
     except ImportError as error:
         raise ModelError(f'cannot load the model {settings.model!r}, a package is missing '
                          f'({error}); run: pip install "svlm_ros[engine]"') from error
@@ -269,7 +266,7 @@ def replay(options: argparse.Namespace) -> int:
             if options.questions is not None else []
         bag = OutputBag(options.output) if options.output is not None else None
         json_lines = _open_json(options.json, stack)
-        engine = load_engine(settings)
+        engine = load_model_of(settings)
         stack.callback(engine.close)
         if bag is not None:
             # Only now: a folder left by a failed load would be in the way of the next attempt.
