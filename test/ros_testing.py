@@ -195,16 +195,20 @@ class Client:
 
     def call(self, client: Any, request: Any,
              patience_sec: float = RESPONSE_PATIENCE_SEC) -> Any:
-        """Call a service and wait for the response; call again after `patience_sec`.
+        """Call a service and wait for the response; call again after `patience_sec`."""
+        name = client.srv_name
+        self.wait_until(client.service_is_ready, f'service {name}')
+        return self._insist(lambda: client.call_async(request), patience_sec, name)
+
+    def _insist(self, send: Callable[[], Any], patience_sec: float, name: str) -> Any:
+        """Send until one response comes; return it.
 
         Fast DDS drops a response when the server has not yet discovered the client's half of a new
         service, and the client then waits in vain.
         """
-        name = client.srv_name
-        self.wait_until(client.service_is_ready, f'service {name}')
         futures = []
         for _ in range(round(max(PATIENCE_SEC / patience_sec, 1))):
-            futures.append(client.call_async(request))
+            futures.append(send())
             deadline = time.monotonic() + patience_sec
             while time.monotonic() < deadline:
                 self._executor.spin_once(0.05)
@@ -251,9 +255,11 @@ class Client:
                   on_feedback: Callable[[Any], None] | None = None) -> ClientGoalHandle:
         """Ask by the action; return the accepted goal."""
         self.wait_until(self.action_client.server_is_ready, 'the action server')
-        goal = self.result(self.action_client.send_goal_async(
-            AnswerQuestion.Goal(question=question, stream=stream, max_tokens=max_tokens),
-            on_feedback), 'acceptance of the goal')
+        self.spin(0.3)      # until the server has discovered this client, most of the time
+        request = AnswerQuestion.Goal(question=question, stream=stream, max_tokens=max_tokens)
+        goal = self._insist(
+            lambda: self.action_client.send_goal_async(request, on_feedback),
+            RESPONSE_PATIENCE_SEC, 'the action server')
         assert goal.accepted
         return goal
 
