@@ -27,7 +27,9 @@ def node() -> Iterator[NodeProcess]:
     with running_node('seeing', model='random', cameras=['front'], max_new_tokens=6,
                       vision_rounds=3, text_rounds=3, max_answer_tokens=2000, max_questions=4,
                       max_question_tokens=64, temperature=1.0, instruction=INSTRUCTION,
-                      ask_timeout_sec=60.0) as process:
+                      ask_timeout_sec=60.0, **{
+                          'qos_overrides./seeing/front/image.subscription.reliability': 'reliable',
+                      }) as process:
         yield process
 
 

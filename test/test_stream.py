@@ -300,6 +300,16 @@ def test_an_answer_ends_at_its_limit_and_its_text_is_that_of_its_tokens(model):
     assert 0 < answer.confidence <= 1
 
 
+def test_an_answer_cut_inside_a_character_is_still_its_tokens_texts(model):
+    letter = model.tokenizer.encode('\u00e4')      # two tokens, one byte each
+    assert len(letter) == 2
+    stream = model.open_stream('camera', CONFIG, lambda *_: letter[0])
+    watch(stream, [0])
+    *tokens, answer = stream.ask('what is it?', 2)
+    assert answer.text == ''.join(token.text for token in tokens)
+    assert answer.token_ids == (letter[0], letter[0])
+
+
 def test_push_describes_a_round_as_soon_as_its_last_frame_is_there(model):
     stream = model.open_stream('camera', CONFIG)
     rounds = []

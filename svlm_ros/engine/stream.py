@@ -163,7 +163,7 @@ class Stream:
         choose = self._chooser or self._sampler(f'{self._name}/{index}/{question}')
         prompt, decoder = self._model.prompt, _Decoder(self._model.tokenizer)
         said: list[int] = []
-        log_probability, ended = 0.0, False
+        text, log_probability, ended = '', 0.0, False
         try:
             while not ended and len(said) < limit:
                 logits = self._feed_branch(branch)
@@ -173,14 +173,15 @@ class Stream:
                 ended = token in prompt.end_ids
                 if not ended:
                     self.context.extend(branch, token)
-                yield Token(token, '' if ended else decoder.text(token))
+                piece = '' if ended else decoder.text(token)
+                text += piece
+                yield Token(token, piece)
                 if not branch.alive:
                     raise EngineError(ErrorCode.STREAM_RESET, 'the stream was reset; ask again')
         finally:
             self.context.release(branch)
         yield Answer(
-            stream=self._name, question=question,
-            text=self._model.tokenizer.decode(said, skip_special_tokens=True),
+            stream=self._name, question=question, text=text,
             confidence=math.exp(log_probability / len(said)), stamp_ns=newest.stamp_ns,
             frame_id=newest.frame_id, round_index=index, token_ids=tuple(said),
             finish_reason=FinishReason.END if ended else FinishReason.LIMIT)
